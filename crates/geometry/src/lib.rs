@@ -1,0 +1,5 @@
+//! What the loss looks like around θ, or between two of them.
+
+mod line;
+
+pub use line::{AlphaGrid, GridError, interpolate};

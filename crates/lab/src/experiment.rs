@@ -1,0 +1,229 @@
+//! What an experiment is, and the way from its command line to its run's folder.
+
+use crate::command::Arguments;
+use crate::progress::Progress;
+use crate::run::{Interrupted, Run};
+use crate::settings::resolve;
+use anyhow::{Context, Result, bail};
+use clap::{CommandFactory, FromArgMatches};
+use flatland_network::allocator;
+use flatland_network::device::{ChosenDevice, DeviceChoice, choose};
+use flatland_record::{DeviceRecord, MANIFEST_FILE, Manifest, RunFolder, Status};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+use tch::Device;
+
+/// Success.
+const OK: u8 = 0;
+/// The run failed; the message says why.
+const FAILED: u8 = 1;
+/// The command line or a setting is wrong (also clap's own code). Nothing was run.
+const USAGE: u8 = 2;
+/// Interrupted by a signal; `--resume` goes on. `EX_TEMPFAIL`, which schedulers take as "try again".
+const INTERRUPTED: u8 = 75;
+
+/// One experiment: what it is called, what may be set, and how it runs.
+pub trait Experiment {
+    /// Name of its binary, its settings file and its folder of runs.
+    const NAME: &'static str;
+    /// The question that it answers, in one sentence.
+    const ABOUT: &'static str;
+    /// Examples for `--help`.
+    const EXAMPLES: &'static str;
+    /// Its presets: the text of `configs/<name>.toml`.
+    const PRESETS: &'static str;
+    /// Everything that may be set.
+    type Settings: Serialize + DeserializeOwned;
+
+    /// Refuses settings that cannot be run, before anything is.
+    ///
+    /// # Errors
+    /// One sentence with the key, what was expected and what was found.
+    fn check(settings: &Self::Settings) -> Result<()>;
+
+    /// The seeds of its repetitions.
+    fn seeds(settings: &Self::Settings) -> Vec<u64>;
+
+    /// Trains, measures, writes tables and figures; returns a table of the main numbers for the end of the output.
+    ///
+    /// # Errors
+    /// Whatever went wrong. What was finished before stays in the run's folder.
+    fn run(settings: &Self::Settings, run: &Run) -> Result<comfy_table::Table>;
+}
+
+/// The whole of an experiment's binary.
+pub fn main<E: Experiment>() -> ExitCode {
+    allocator::keep_large_blocks();
+    let command = Arguments::command().name(E::NAME).bin_name(E::NAME).about(E::ABOUT).after_help(E::EXAMPLES);
+    let arguments = match Arguments::from_arg_matches(&command.get_matches()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    let prepared = prepare::<E>(&arguments);
+    let code = match prepared {
+        Ok(None) => OK,
+        Ok(Some((settings, run))) => execute::<E>(&settings, &run),
+        Err((error, code)) => {
+            complain(&error);
+            code
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn complain(error: &anyhow::Error) {
+    // One sentence: what was attempted, then the cause.
+    eprintln!("error: {error:#}");
+}
+
+/// From the command line to a run that can start; `None` when there is nothing to run.
+fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Option<(E::Settings, Run)>, (anyhow::Error, u8)> {
+    let usage = |error: anyhow::Error| (error, USAGE);
+    let settings: E::Settings = resolve(E::PRESETS, arguments).map_err(|error| usage(error.into()))?;
+    E::check(&settings).map_err(usage)?;
+    let text = toml::to_string(&settings).map_err(|error| usage(error.into()))?;
+    if arguments.show_settings {
+        print!("{text}");
+        return Ok(None);
+    }
+    if arguments.workers == Some(0) {
+        return Err(usage(anyhow::anyhow!("--workers must be at least 1, found 0")));
+    }
+    let choice: DeviceChoice = arguments.device.parse().map_err(|error| usage(anyhow::Error::new(error)))?;
+    let device = choose(choice).map_err(|error| (error.into(), FAILED))?;
+    let run = open::<E>(&settings, &text, arguments, device).map_err(|error| (error, FAILED))?;
+    Ok(Some((settings, run)))
+}
+
+fn open<E: Experiment>(settings: &E::Settings, text: &str, arguments: &Arguments, device: ChosenDevice) -> Result<Run> {
+    let progress = Progress::new(arguments.quiet);
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in signal_hook::consts::TERM_SIGNALS {
+        // The second signal ends the process at once.
+        signal_hook::flag::register_conditional_shutdown(*signal, INTERRUPTED.into(), Arc::clone(&interrupted))
+            .and_then(|_| signal_hook::flag::register(*signal, Arc::clone(&interrupted)))
+            .context("cannot listen to signals")?;
+    }
+    // Numbers differ between devices in their last bits: a run is resumed only where it began.
+    let identity = format!("# device: {:?}\n{text}", device.device);
+    let resumed =
+        if arguments.resume { RunFolder::resume_latest(&arguments.out, E::NAME, &identity)? } else { None };
+    if arguments.resume && resumed.is_none() {
+        progress.note("nothing to resume with these settings: this run starts from the beginning");
+    }
+    let (folder, manifest) = match resumed {
+        Some(folder) => {
+            let mut manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
+            manifest.resumed.push(flatland_record::now_rfc3339());
+            manifest.status = Status::Running;
+            manifest.error = None;
+            progress.note(&format!("resuming {}", folder.path().display()));
+            (folder, manifest)
+        }
+        None => {
+            let folder = RunFolder::create(&arguments.out, E::NAME, &identity)?;
+            (folder, new_manifest::<E>(settings, arguments, &device)?)
+        }
+    };
+    folder.lock().map(std::mem::forget)?;
+    let on = device.reason.as_deref().map(|reason| format!(" (auto: {reason})")).unwrap_or_default();
+    progress.note(&format!("{} on {}{on}", E::NAME, device.name));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let on_cpu = device.device == Device::Cpu;
+    let run = Run {
+        folder,
+        // One card is kept busy by one worker.
+        workers: if on_cpu { arguments.workers.unwrap_or(cores) } else { 1 },
+        device,
+        progress,
+        data_dir: arguments.data_dir.clone(),
+        preset: arguments.preset.clone(),
+        interrupted,
+        manifest: Mutex::new(manifest),
+        written: Mutex::new(Vec::new()),
+    };
+    run.update_manifest(|_| ())?;
+    if let Err(error) = run.folder.point_latest() {
+        run.progress.note(&format!("note: {error}"));
+    }
+    Ok(run)
+}
+
+fn new_manifest<E: Experiment>(
+    settings: &E::Settings,
+    arguments: &Arguments,
+    device: &ChosenDevice,
+) -> Result<Manifest> {
+    let mut manifest = Manifest::new(E::NAME, &arguments.preset, serde_json::to_value(settings)?);
+    manifest.seeds = E::seeds(settings);
+    manifest.device = DeviceRecord {
+        requested: arguments.device.clone(),
+        used: format!("{:?}", device.device).to_lowercase(),
+        name: device.name.clone(),
+    };
+    manifest.versions = BTreeMap::from(
+        [
+            ("flatland", env!("CARGO_PKG_VERSION")),
+            ("libtorch", "2.11.0"),
+            ("tch", "0.24.0"),
+            ("rustc", env!("FLATLAND_RUSTC")),
+            ("os", std::env::consts::OS),
+        ]
+        .map(|(name, version)| (name.to_owned(), version.to_owned())),
+    );
+    Ok(manifest)
+}
+
+fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
+    let start = Instant::now();
+    let result = E::run(settings, run);
+    let (status, code) = match &result {
+        Ok(_) => (Status::Finished, OK),
+        Err(error) if error.is::<Interrupted>() => (Status::Interrupted, INTERRUPTED),
+        Err(_) => (Status::Failed, FAILED),
+    };
+    let message = result.as_ref().err().map(|error| format!("{error:#}"));
+    let closed = run.close(status, message, code, start.elapsed().as_secs_f64());
+    match result {
+        Ok(numbers) => println!("{numbers}\n{}", closing_table(run)),
+        Err(error) => {
+            complain(&error);
+            return code;
+        }
+    }
+    match closed {
+        Ok(()) => code,
+        Err(error) => {
+            complain(&error);
+            FAILED
+        }
+    }
+}
+
+/// Where everything lies.
+fn closing_table(run: &Run) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    for (file, what) in run.written.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        table.add_row([file.as_str(), what]);
+    }
+    table.add_row([MANIFEST_FILE, "settings, seeds, data, versions, checksums of the files"]);
+    table.add_row([format!("in {}", run.folder.path().display())]);
+    table
+}
+
+/// Refuses a count of repetitions that is no count.
+///
+/// # Errors
+/// One sentence, when it is 0.
+pub(crate) fn check_seeds(seeds: u64) -> Result<()> {
+    if seeds == 0 {
+        bail!("seeds must be at least 1, found 0");
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Progress on stderr: bars on a terminal, a plain line now and then elsewhere, nothing with `--quiet`.
+
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two plain lines where stderr is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Says how far a run is.
+#[derive(Debug)]
+pub struct Progress {
+    quiet: bool,
+    terminal: bool,
+    download: Mutex<Option<ProgressBar>>,
+}
+
+/// One stage of a run, for instance its training.
+#[derive(Debug)]
+pub struct Stage {
+    what: String,
+    bar: ProgressBar,
+    /// When the last plain line was written; `None` where there are none to write.
+    last_line: Option<Mutex<Instant>>,
+}
+
+impl Progress {
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, terminal: std::io::stderr().is_terminal(), download: Mutex::new(None) }
+    }
+
+    /// A line for the user, such as which device was chosen.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Begins a stage of so many units of work.
+    pub fn stage(&self, what: &str, units: u64) -> Stage {
+        let target = if self.quiet || !self.terminal { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(units), target);
+        let style = ProgressStyle::with_template("{prefix} {bar:32} {percent:>3} %  {eta_precise} left  {wide_msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_prefix(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(500));
+        let last_line = (!self.quiet && !self.terminal).then(|| Mutex::new(Instant::now()));
+        if last_line.is_some() {
+            eprintln!("{what} …");
+        }
+        Stage { what: what.to_owned(), bar, last_line }
+    }
+}
+
+impl Stage {
+    /// So many more units are done; `now` says what just happened.
+    pub fn advance(&self, units: u64, now: impl Into<String>) {
+        self.bar.inc(units);
+        let now = now.into();
+        if let Some(last_line) = &self.last_line {
+            let mut last_line = last_line.lock().unwrap_or_else(PoisonError::into_inner);
+            if last_line.elapsed() >= LINE_EVERY {
+                *last_line = Instant::now();
+                let percent = 100 * self.bar.position() / self.bar.length().unwrap_or(1).max(1);
+                eprintln!("{}: {percent} %, {} left; {now}", self.what, HumanDuration(self.bar.eta()));
+            }
+        }
+        self.bar.set_message(now);
+    }
+
+    /// Work that turned out to be done already counts as done, but not towards the time left.
+    pub fn skip(&self, units: u64) {
+        self.bar.inc(units);
+        self.bar.reset_eta();
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        if self.last_line.is_some() {
+            eprintln!("{}: {} in {}", self.what, self.ended(), HumanDuration(self.bar.elapsed()));
+        }
+    }
+}
+
+impl Stage {
+    fn ended(&self) -> &'static str {
+        if self.bar.position() >= self.bar.length().unwrap_or(0) { "done" } else { "stopped" }
+    }
+}
+
+impl flatland_data::Progress for Progress {
+    fn begin(&self, what: &str, total_bytes: Option<u64>) {
+        self.note(what);
+        if self.quiet || !self.terminal {
+            return;
+        }
+        let bar = total_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
+        let style = ProgressStyle::with_template("{bar:32} {binary_bytes} of {binary_total_bytes}  {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        *self.download.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = &*self.download.lock().unwrap_or_else(PoisonError::into_inner) {
+            bar.inc(bytes);
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = self.download.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The training core: networks as pure functions of one flat parameter vector θ.
+//!
+//! A network holds no weights. `network.forward(θ, x)` takes θ of shape `[P]`, or `[M, P]` for M models at once, so that
+//! a snapshot, an interpolation or a perturbation of a network is plain vector algebra on θ.
+//!
+//! The way of the data: [`device`] → [`Examples`] → [`Network`] and [`initialise`] → [`Training`] → [`evaluate`] and
+//! [`snapshot`].
+
+pub mod allocator;
+pub mod device;
+mod error;
+mod evaluation;
+mod examples;
+mod gradient;
+mod initialise;
+mod loss;
+mod network;
+mod optimiser;
+mod pooling;
+pub mod snapshot;
+pub mod streams;
+mod training;
+
+pub use error::NetworkError;
+pub use evaluation::{Evaluation, evaluate};
+pub use examples::Examples;
+pub use gradient::{BatchGradient, loss_and_gradient};
+pub use initialise::{initialise, initialise_stacked};
+pub use loss::Loss;
+pub use network::{Layer, Network, Parameter};
+pub use optimiser::{Optimiser, OptimiserSettings};
+pub use training::{Epoch, Training};
+
+/// Result of this crate's fallible operations.
+pub type Result<T, E = NetworkError> = std::result::Result<T, E>;

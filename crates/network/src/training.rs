@@ -1,0 +1,102 @@
+//! The training loop, one epoch at a time. What happens between epochs stands in the experiment.
+
+use crate::streams::{Purpose, stream};
+use crate::{Examples, Loss, Network, NetworkError, Optimiser, Result, loss_and_gradient};
+use rand::seq::SliceRandom;
+use tch::{Device, Kind, Tensor};
+
+/// One model in training.
+#[derive(Debug)]
+pub struct Training<'a> {
+    /// What is trained.
+    pub network: &'a Network,
+    /// What is minimised.
+    pub loss: Loss,
+    /// What it is trained on.
+    pub examples: &'a Examples,
+    /// Examples per step; the last batch of an epoch holds what is left.
+    pub batch: i64,
+    /// Seed and trial, which choose the order of the examples.
+    pub stream: (u64, u32),
+    /// θ `[P]`.
+    pub theta: Tensor,
+    /// Optimiser with its state.
+    pub optimiser: Optimiser,
+    /// Epochs done.
+    pub epochs: u32,
+}
+
+/// What an epoch of training showed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Epoch {
+    /// Mean over the epoch's examples of the loss that each had when its batch was used, before the step.
+    pub loss: f64,
+    /// The same for the share classified rightly, 0 to 1.
+    pub accuracy: Option<f64>,
+}
+
+impl Training<'_> {
+    /// Says what cannot be trained, before it is.
+    ///
+    /// # Errors
+    /// [`NetworkError::Setting`] for a batch of 0 or larger than the data set.
+    pub fn check_batch(batch: i64, examples: i64) -> Result<()> {
+        if (1..=examples).contains(&batch) {
+            return Ok(());
+        }
+        Err(NetworkError::Setting(format!("the batch must lie between 1 and the {examples} training examples, found {batch}")))
+    }
+
+    /// One pass over all examples in a fresh order, drawn from the stream of this seed, trial and epoch: an epoch does
+    /// not depend on what was drawn before it, so that a resumed run sees the same order. Nothing is read back from the
+    /// device before the end.
+    ///
+    /// # Errors
+    /// When the batch, θ or the examples do not fit, or the device fails.
+    pub fn epoch(&mut self) -> Result<Epoch> {
+        let count = self.examples.count();
+        Self::check_batch(self.batch, count)?;
+        let order = (self.batch < count).then(|| self.order(count)).transpose()?;
+        let device = self.theta.device();
+        let mut total = Tensor::f_zeros([], (Kind::Double, device))?;
+        let mut hits = Tensor::f_zeros([], (Kind::Int64, device))?;
+        let mut classifies = false;
+        let mut start = 0;
+        while start < count {
+            let length = self.batch.min(count - start);
+            let (x, targets) = match &order {
+                None => (self.examples.inputs.shallow_clone(), self.examples.targets.shallow_clone()),
+                Some(order) => {
+                    let chosen = order.f_narrow(0, start, length)?;
+                    (self.examples.inputs.f_index_select(0, &chosen)?, self.examples.targets.f_index_select(0, &chosen)?)
+                }
+            };
+            let batch = loss_and_gradient(self.network, &self.theta, &x, &targets, self.loss)?;
+            self.optimiser.step(&mut self.theta, batch.gradient)?;
+            let _ = total.f_add_(&batch.loss.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?)?;
+            if let Some(correct) = batch.correct {
+                classifies = true;
+                let _ = hits.f_add_(&correct)?;
+            }
+            start += length;
+        }
+        self.epochs += 1;
+        let count = count as f64;
+        Ok(Epoch {
+            loss: total.f_double_value(&[])? / count,
+            accuracy: if classifies { Some(hits.f_int64_value(&[])? as f64 / count) } else { None },
+        })
+    }
+
+    fn order(&self, count: i64) -> Result<Tensor> {
+        let (seed, trial) = self.stream;
+        let mut order: Vec<i64> = (0..count).collect();
+        order.shuffle(&mut stream(seed, trial, self.epochs, Purpose::Order));
+        Ok(Tensor::f_from_slice(&order)?.f_to_device(self.theta.device())?)
+    }
+
+    /// Whether libtorch computes on a CPU here.
+    pub fn on_cpu(&self) -> bool {
+        self.theta.device() == Device::Cpu
+    }
+}

@@ -1,0 +1,32 @@
+//! A run's folder and everything that is written into it.
+//!
+//! - [`RunFolder`]: where a run lives, how it is named, found again, locked;
+//! - [`Manifest`]: what was run, on what, with what result (`manifest.json`);
+//! - [`Table`]: tidy tables (`*.csv`);
+//! - [`Figure`]: figures described once and drawn as SVG and as PNG;
+//! - [`write_atomically`]: the one way by which a file comes into being.
+//!
+//! The crate knows nothing of networks and never links libtorch.
+
+mod error;
+mod figure;
+mod files;
+mod git;
+mod manifest;
+mod process;
+mod run;
+mod table;
+
+pub use error::RecordError;
+pub use figure::{
+    Axis, AxisSide, Colour, Dash, Figure, Panel, Scale, Series, SeriesShape, Style, VerticalMark,
+};
+pub use files::{sha256_hex, write_atomically};
+pub use git::GitState;
+pub use manifest::{DataSetRecord, DeviceRecord, FileRecord, MANIFEST_FILE, Manifest, Status};
+pub use process::peak_memory_mib;
+pub use run::{LockGuard, RunFolder, now_rfc3339};
+pub use table::{Cell, Table};
+
+/// What this crate's fallible calls return.
+pub type Result<T> = std::result::Result<T, RecordError>;
