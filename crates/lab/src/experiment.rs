@@ -12,6 +12,7 @@ use flatland_record::{DeviceRecord, MANIFEST_FILE, Manifest, RunFolder, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,6 +82,15 @@ fn complain(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
 }
 
+/// To stdout, whose reader may have gone away (`… | head`): no failure, and no panic.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}
+
 /// From the command line to a run that can start; `None` when there is nothing to run.
 fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Option<(E::Settings, Run)>, (anyhow::Error, u8)> {
     let usage = |error: anyhow::Error| (error, USAGE);
@@ -88,7 +98,7 @@ fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Option<(E::Settings, 
     E::check(&settings).map_err(usage)?;
     let text = toml::to_string(&settings).map_err(|error| usage(error.into()))?;
     if arguments.show_settings {
-        print!("{text}");
+        print(&text).map_err(|error| (error, FAILED))?;
         return Ok(None);
     }
     if arguments.workers == Some(0) {
@@ -189,13 +199,13 @@ fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
     };
     let message = result.as_ref().err().map(|error| format!("{error:#}"));
     let closed = run.close(status, message, code, start.elapsed().as_secs_f64());
-    match result {
-        Ok(numbers) => println!("{numbers}\n{}", closing_table(run)),
+    let closed = match result {
+        Ok(numbers) => closed.and_then(|()| print(&format!("{numbers}\n{}\n", closing_table(run)))),
         Err(error) => {
             complain(&error);
             return code;
         }
-    }
+    };
     match closed {
         Ok(()) => code,
         Err(error) => {
@@ -217,13 +227,16 @@ fn closing_table(run: &Run) -> comfy_table::Table {
     table
 }
 
+/// More repetitions than anyone runs; a slip of the keyboard should not fill the memory.
+const MOST_SEEDS: u64 = 100_000;
+
 /// Refuses a count of repetitions that is no count.
 ///
 /// # Errors
-/// One sentence, when it is 0.
+/// One sentence, when it is 0 or beyond all measure.
 pub(crate) fn check_seeds(seeds: u64) -> Result<()> {
-    if seeds == 0 {
-        bail!("seeds must be at least 1, found 0");
+    if !(1..=MOST_SEEDS).contains(&seeds) {
+        bail!("seeds must lie between 1 and {MOST_SEEDS}, found {seeds}");
     }
     Ok(())
 }

@@ -107,7 +107,13 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
         ensure!(settings.epochs > 0, "epochs must be at least 1, found 0");
         ensure!(!settings.pairings.is_empty(), "pairings must name at least one pair of minima, found none");
         AlphaGrid::with_minima(settings.alpha.from, settings.alpha.to, settings.alpha.points)?;
-        for pairing in &settings.pairings {
+        for (index, pairing) in settings.pairings.iter().enumerate() {
+            // Tables and figures tell pairings apart by name.
+            ensure!(
+                settings.pairings[..index].iter().all(|other| other.name != pairing.name),
+                "pairings must have different names, found {:?} twice",
+                pairing.name
+            );
             if pairing.first == pairing.second {
                 bail!("pairing {:?} compares {} with itself; give one of them draw = 1", pairing.name, pairing.first);
             }
@@ -339,7 +345,7 @@ fn interpolation_figure(settings: &Settings, run: &Run, seeds: &[u64], lines: &[
             let name = format!("{split} accuracy");
             accuracy.push(dash(series(&name, Colour::Vermillion, 100., accuracies)).on_right_axis());
         }
-        let title = format!("{}: {} and {}", pairing.name, pairing.first, pairing.second);
+        let title = format!("{} (θ₁: {}; θ₂: {})", pairing.name, pairing.first, pairing.second);
         let panel = Panel::new(title, Axis::linear("α in (1 − α) θ₁ + α θ₂"), Axis::log10("cross-entropy (nats)"))
             .with_right_axis(Axis::linear("accuracy (%)").with_range(0., 100.))
             .with_mark(0., "θ₁")

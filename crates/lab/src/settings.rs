@@ -105,10 +105,14 @@ fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> 
         }
     };
     flag("dataset", arguments.dataset.clone().map(Into::into));
-    // A count beyond i64 is refused as too many below.
-    let number = |n: u64| toml::Value::from(i64::try_from(n).unwrap_or(i64::MAX));
-    flag("seeds", arguments.seeds.map(number));
-    flag("seed", arguments.seed.map(number));
+    for (key, number) in [("seeds", arguments.seeds), ("seed", arguments.seed)] {
+        // TOML's numbers end at i64; another number than the user's own would be a silent change.
+        let value = number.map(i64::try_from).transpose().map_err(|_| SettingsError::Value {
+            source_name: format!("--{key}"),
+            reason: format!("must lie between 0 and {}, found {}", i64::MAX, number.unwrap_or_default()),
+        })?;
+        flag(key, value.map(Into::into));
+    }
     Ok(layers)
 }
 

@@ -150,7 +150,8 @@ fn open_cuda_libtorch() -> Result<(), DeviceError> {
                     return Ok(());
                 }
                 Err(error) => {
-                    let reason = error.to_string();
+                    let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                    let reason = if candidate.is_absolute() && !candidate.exists() { "it is not there".into() } else { cause };
                     let _ = first.get_or_insert((candidate.display().to_string(), reason));
                 }
             }

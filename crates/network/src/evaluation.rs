@@ -1,6 +1,6 @@
 //! Loss and accuracy over all examples.
 
-use crate::{Examples, Loss, Network, Result};
+use crate::{Examples, Loss, Network, NetworkError, Result};
 use tch::{Device, Kind, Tensor};
 
 /// Loss and accuracy over a whole split.
@@ -18,36 +18,82 @@ const CPU_CHUNK_BYTES: i64 = 4 << 20;
 /// On an accelerator, chunks are sized for its memory instead, and launches weigh more.
 const DEVICE_CHUNK_BYTES: i64 = 1 << 30;
 
-/// Evaluates θ `[P]` on all examples, in chunks; sums are accumulated in f64 on the device and read once.
+/// Evaluates θ `[P]` on all examples, in chunks.
+///
+/// On a CPU, the chunks are shared out to as many threads as libtorch is set to (`tch::set_num_threads`, of the calling
+/// thread), each computing alone; sums are added in the chunks' order, so that the numbers do not depend on the threads. On an
+/// accelerator, sums stay on the device and are read once.
 ///
 /// # Errors
 /// [`crate::NetworkError::Shape`] when θ or the examples do not fit the network.
 pub fn evaluate(network: &Network, theta: &Tensor, examples: &Examples, loss: Loss) -> Result<Evaluation> {
-    let _no_grad = tch::no_grad_guard();
     let device = theta.device();
-    let budget = if device == Device::Cpu { CPU_CHUNK_BYTES } else { DEVICE_CHUNK_BYTES };
+    let on_cpu = device == Device::Cpu;
+    let budget = if on_cpu { CPU_CHUNK_BYTES } else { DEVICE_CHUNK_BYTES };
     let bytes = network.widest() * theta.kind().elt_size_in_bytes() as i64;
     let chunk = (budget / bytes).clamp(1, examples.count());
+    let starts: Vec<i64> = (0..examples.count()).step_by(chunk as usize).collect();
+    let one = |theta: &Tensor, examples: &Examples, start: i64| chunk_sums(network, theta, examples, loss, start, chunk);
+
+    let threads = tch::get_num_threads().clamp(1, i32::try_from(starts.len()).unwrap_or(i32::MAX)) as usize;
+    let sums: Vec<Sums> = if on_cpu && threads > 1 {
+        // Tensors are handles that threads cannot share, so each gets its own.
+        let handles: Vec<(Tensor, Examples)> = (0..threads).map(|_| (theta.shallow_clone(), examples.share())).collect();
+        let share = starts.len().div_ceil(threads);
+        let parts = std::thread::scope(|scope| {
+            let workers: Vec<_> = handles
+                .into_iter()
+                .zip(starts.chunks(share))
+                .map(|((theta, examples), starts)| {
+                    scope.spawn(move || {
+                        tch::set_num_threads(1);
+                        starts.iter().map(|&start| one(&theta, &examples, start)).collect::<Result<Vec<_>>>()
+                    })
+                })
+                .collect();
+            workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+        });
+        let mut sums = Vec::with_capacity(starts.len());
+        for part in parts {
+            sums.extend(part.map_err(|_| NetworkError::Setting("a thread stopped during evaluation".into()))??);
+        }
+        sums
+    } else {
+        starts.iter().map(|&start| one(theta, examples, start)).collect::<Result<_>>()?
+    };
+
     let mut total = Tensor::f_zeros([], (Kind::Double, device))?;
     let mut hits: Option<Tensor> = None;
-    let mut start = 0;
-    while start < examples.count() {
-        let length = chunk.min(examples.count() - start);
-        let outputs = network.predict(theta, &examples.inputs.f_narrow(0, start, length)?)?;
-        let targets = examples.targets.f_narrow(0, start, length)?;
-        let sum = loss.mean(&outputs, &targets)?.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?;
-        let _ = total.f_add_(&sum)?;
-        if let Some(correct) = loss.correct(&outputs, &targets)? {
-            hits = Some(match hits {
-                Some(mut hits) => hits.f_add_(&correct)?,
-                None => correct,
-            });
-        }
-        start += length;
+    for (loss, correct) in sums {
+        total = total.f_add_(&loss)?;
+        hits = match (hits, correct) {
+            (Some(mut hits), Some(correct)) => Some(hits.f_add_(&correct)?),
+            (None, correct) => correct,
+            (hits, None) => hits,
+        };
     }
     let count = examples.count() as f64;
     Ok(Evaluation {
         loss: total.f_double_value(&[])? / count,
         accuracy: hits.map(|hits| hits.f_int64_value(&[])).transpose()?.map(|hits| hits as f64 / count),
     })
+}
+
+/// Summed loss (f64) and hits of a chunk, still on the device.
+type Sums = (Tensor, Option<Tensor>);
+
+fn chunk_sums(
+    network: &Network,
+    theta: &Tensor,
+    examples: &Examples,
+    loss: Loss,
+    start: i64,
+    chunk: i64,
+) -> Result<Sums> {
+    let _no_grad = tch::no_grad_guard();
+    let length = chunk.min(examples.count() - start);
+    let outputs = network.predict(theta, &examples.inputs.f_narrow(0, start, length)?)?;
+    let targets = examples.targets.f_narrow(0, start, length)?;
+    let sum = loss.mean(&outputs, &targets)?.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?;
+    Ok((sum, loss.correct(&outputs, &targets)?))
 }

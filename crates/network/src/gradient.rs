@@ -1,7 +1,7 @@
 //! Loss and gradient of a batch with respect to θ.
 
 use crate::network::{Step, apply};
-use crate::{Loss, Network, NetworkError, Result, pooling};
+use crate::{Loss, Network, NetworkError, Result, block};
 use tch::{Device, Tensor};
 
 /// What one batch yields. Nothing here was brought to the host.
@@ -15,29 +15,25 @@ pub struct BatchGradient {
     pub gradient: Tensor,
 }
 
-/// A stretch of layers between two of our own pooling kernels. Autograd sees one segment at a time.
-struct Segment {
-    /// What comes in; a leaf, but for the data itself.
-    input: Tensor,
-    /// What goes into the pooling that ends the segment.
-    output: Tensor,
-    /// What the pooling gave, the next segment's input.
-    pooled: Tensor,
-    rectified: bool,
-    /// How many of the parameters belong to this segment or one before it.
-    parameters: usize,
-}
-
 /// Loss, hits and gradient on one batch, with x and targets as in [`Network::forward`] and [`Loss::mean`].
 ///
-/// The same numbers as autograd through [`Network::forward`]; on a CPU, for a single model, the layers between two
-/// poolings are differentiated by autograd and the poolings by our own kernels.
+/// The same numbers as autograd through [`Network::forward`], but for the order of sums; on a CPU, convolutions with their
+/// pooling are differentiated by our own kernels, in pieces of the batch that fit the cache.
 ///
 /// # Errors
 /// [`NetworkError::Shape`] when θ, x or the targets do not fit.
-pub fn loss_and_gradient(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss) -> Result<BatchGradient> {
+pub fn loss_and_gradient(
+    network: &Network,
+    theta: &Tensor,
+    x: &Tensor,
+    targets: &Tensor,
+    loss: Loss,
+) -> Result<BatchGradient> {
     network.check_theta(theta)?;
-    let convolutional = network.steps().iter().any(|step| matches!(step, Step::Convolution { .. }));
+    let convolutional = network
+        .steps()
+        .iter()
+        .any(|step| matches!(step, Step::Convolution { .. }));
     match (theta.dim(), convolutional && theta.device() == Device::Cpu) {
         (1, _) => single(network, theta, x, targets, loss),
         (_, false) => stacked(network, theta, x, targets, loss),
@@ -45,8 +41,41 @@ pub fn loss_and_gradient(network: &Network, theta: &Tensor, x: &Tensor, targets:
     }
 }
 
+/// On a CPU, a batch of images goes through in pieces of about this many, which stay in the cache.
+const CPU_PIECE: i64 = 100;
+
 fn single(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss) -> Result<BatchGradient> {
     network.check_inputs(x, None)?;
+    let count = x.size()[0];
+    if count <= CPU_PIECE || theta.device() != Device::Cpu || !network.is_convolutional() {
+        return piece(network, theta, x, targets, loss);
+    }
+    let pieces = (count + CPU_PIECE / 2) / CPU_PIECE;
+    let mut sum: Option<BatchGradient> = None;
+    for index in 0..pieces {
+        let (start, end) = (index * count / pieces, (index + 1) * count / pieces);
+        let cut = |t: &Tensor| t.f_narrow(0, start, end - start);
+        let part = piece(network, theta, &cut(x)?, &cut(targets)?, loss)?;
+        let weight = (end - start) as f64 / count as f64;
+        let (mut part_loss, mut part_gradient) = (part.loss, part.gradient);
+        let (part_loss, part_gradient) = (part_loss.f_mul_scalar_(weight)?, part_gradient.f_mul_scalar_(weight)?);
+        sum = Some(match sum {
+            None => BatchGradient { loss: part_loss, correct: part.correct, gradient: part_gradient },
+            Some(mut sum) => BatchGradient {
+                loss: sum.loss.f_add_(&part_loss)?,
+                correct: match (sum.correct, part.correct) {
+                    (Some(mut sum), Some(part)) => Some(sum.f_add_(&part)?),
+                    _ => None,
+                },
+                gradient: sum.gradient.f_add_(&part_gradient)?,
+            },
+        });
+    }
+    sum.ok_or_else(|| NetworkError::Setting("a batch of no examples".into()))
+}
+
+/// A whole batch, or a piece of one.
+fn piece(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss) -> Result<BatchGradient> {
     // Leaves of their own instead of views: the gradient of a view is a zero-filled vector of θ's length per layer.
     let leaves = network
         .parameters()
@@ -54,54 +83,53 @@ fn single(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss:
         .map(|parameter| Ok(parameter.of(theta)?.f_detach()?.f_set_requires_grad(true)?))
         .collect::<Result<Vec<_>>>()?;
 
-    let mut segments: Vec<Segment> = Vec::new();
+    // Convolutions with their pooling, from the input on, by our own kernels where these fit.
+    let mut steps = network.steps();
     let mut input = x.shallow_clone();
-    let mut y = x.shallow_clone();
-    let mut used = 0;
-    for step in network.steps() {
-        match *step {
-            Step::MaxPool { size, rectified } if used > 0 && pooling::fits(&y, size) => {
-                let pooled = pooling::forward(&y, rectified)?.f_set_requires_grad(true)?;
-                let next = pooled.shallow_clone();
-                let input = std::mem::replace(&mut input, next.shallow_clone());
-                let output = std::mem::replace(&mut y, next);
-                segments.push(Segment { input, output, pooled, rectified, parameters: used });
-            }
-            step => {
-                if let Step::Convolution { weight, .. } | Step::Dense { weight } = step {
-                    used = weight + 2;
-                }
-                y = apply(step, &y, &leaves, false)?;
-            }
+    let mut blocks: Vec<(usize, block::Saved)> = Vec::new();
+    while let [Step::Convolution { weight, padding }, Step::MaxPool { size: 2, rectified }, rest @ ..] = steps {
+        let (weight, padding, rectified) = (*weight, *padding, *rectified);
+        if !block::fits(&input, &leaves[weight]) {
+            break;
         }
+        let (y, saved) = block::forward(&input, &leaves[weight], &leaves[weight + 1], padding, rectified)?;
+        blocks.push((weight, saved));
+        input = y;
+        steps = rest;
     }
-    let mean = loss.mean(&y, targets)?;
-    let correct = loss.correct(&y.f_detach()?, targets)?;
+    // The rest by autograd.
+    if !blocks.is_empty() {
+        input = input.f_set_requires_grad(true)?;
+    }
+    let outputs = steps.iter().try_fold(input.shallow_clone(), |y, step| apply(*step, &y, &leaves, false))?;
+    let mean = loss.mean(&outputs, targets)?;
+    let correct = loss.correct(&outputs.f_detach()?, targets)?;
 
-    let mut gradients: Vec<Tensor> = Vec::with_capacity(leaves.len());
-    let mut scalar = mean.shallow_clone();
-    let mut last = leaves.len();
-    let mut input = &input;
-    for segment in segments.iter().rev() {
-        let mut wanted: Vec<&Tensor> = leaves[segment.parameters..last].iter().collect();
-        wanted.push(input);
-        let mut found = Tensor::f_run_backward(&[&scalar], &wanted, false, false)?;
-        let Some(into_pooled) = found.pop() else { break };
-        gradients.splice(0..0, found);
-        let into_output = pooling::backward(&segment.output, &segment.pooled, &into_pooled, segment.rectified)?;
-        // libtorch's gradients start from ones; the inner product makes that `into_output`.
-        scalar = segment.output.f_flatten(0, -1)?.f_dot(&into_output.f_flatten(0, -1)?)?;
-        last = segment.parameters;
-        input = &segment.input;
+    let head = 2 * blocks.len();
+    let mut wanted: Vec<&Tensor> = leaves[head..].iter().collect();
+    if !blocks.is_empty() {
+        wanted.push(&input);
     }
-    let found = Tensor::f_run_backward(&[&scalar], &leaves[..last], false, false)?;
-    gradients.splice(0..0, found);
+    let mut gradients = Tensor::f_run_backward(&[&mean], &wanted, false, false)?;
+    let mut into = if blocks.is_empty() { None } else { gradients.pop() };
+    for (index, (weight, saved)) in blocks.iter().enumerate().rev() {
+        let Some(gradient) = into.take() else { break };
+        let block = block::backward(saved, &leaves[*weight], &gradient, index > 0)?;
+        gradients.splice(0..0, [block.weight, block.bias]);
+        into = block.x;
+    }
     let flat = gradients.iter().map(|g| Ok(g.f_flatten(0, -1)?)).collect::<Result<Vec<_>>>()?;
     Ok(BatchGradient { loss: mean.f_detach()?, correct, gradient: Tensor::f_cat(&flat, 0)? })
 }
 
 /// All models in one graph. Rows do not touch each other, so the gradient of the summed losses holds each model's own.
-fn stacked(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss) -> Result<BatchGradient> {
+fn stacked(
+    network: &Network,
+    theta: &Tensor,
+    x: &Tensor,
+    targets: &Tensor,
+    loss: Loss,
+) -> Result<BatchGradient> {
     let theta = theta.f_detach()?.f_set_requires_grad(true)?;
     let outputs = network.forward(&theta, x)?;
     let losses = loss.mean(&outputs, targets)?;
@@ -109,17 +137,49 @@ fn stacked(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss
     let gradient = Tensor::f_run_backward(&[&losses], &[&theta], false, false)?
         .pop()
         .ok_or_else(|| NetworkError::Setting("libtorch returned no gradient".into()))?;
-    Ok(BatchGradient { loss: losses.f_detach()?, correct, gradient })
+    Ok(BatchGradient {
+        loss: losses.f_detach()?,
+        correct,
+        gradient,
+    })
 }
 
 /// On a CPU, models with convolutions are faster one by one than as groups.
-fn one_after_the_other(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss) -> Result<BatchGradient> {
+fn one_after_the_other(
+    network: &Network,
+    theta: &Tensor,
+    x: &Tensor,
+    targets: &Tensor,
+    loss: Loss,
+) -> Result<BatchGradient> {
     let models = theta.size()[0];
     let own_inputs = network.check_inputs(x, Some(models))?;
-    let own_targets = own_inputs && targets.size()[0] == models;
-    let pick = |t: &Tensor, own: bool, m| if own { t.f_select(0, m) } else { Ok(t.shallow_clone()) };
+    let own_targets = loss.own_targets(targets);
+    if own_targets && targets.size()[0] != models {
+        let expected = format!("one row for each of the {models} models");
+        return Err(NetworkError::Shape {
+            what: "targets",
+            found: targets.size(),
+            expected,
+        });
+    }
+    let pick = |t: &Tensor, own: bool, m| {
+        if own {
+            t.f_select(0, m)
+        } else {
+            Ok(t.shallow_clone())
+        }
+    };
     let rows = (0..models)
-        .map(|m| single(network, &theta.f_select(0, m)?, &pick(x, own_inputs, m)?, &pick(targets, own_targets, m)?, loss))
+        .map(|m| {
+            single(
+                network,
+                &theta.f_select(0, m)?,
+                &pick(x, own_inputs, m)?,
+                &pick(targets, own_targets, m)?,
+                loss,
+            )
+        })
         .collect::<Result<Vec<_>>>()?;
     let stack = |of: &dyn Fn(&BatchGradient) -> Option<Tensor>| -> Result<Option<Tensor>> {
         let all: Option<Vec<Tensor>> = rows.iter().map(of).collect();

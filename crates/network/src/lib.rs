@@ -7,6 +7,7 @@
 //! [`snapshot`].
 
 pub mod allocator;
+mod block;
 pub mod device;
 mod error;
 mod evaluation;

@@ -1,6 +1,6 @@
 //! Networks as pure functions of θ.
 
-use crate::{NetworkError, Result, pooling};
+use crate::{NetworkError, Result, block, pooling};
 use tch::{Device, Tensor};
 
 /// One layer. Shapes are without the batch dimension.
@@ -63,10 +63,18 @@ impl Parameter {
 /// What is computed, in order; indices point into the parameters, the bias following its weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Step {
-    Convolution { weight: usize, padding: i64 },
+    Convolution {
+        weight: usize,
+        padding: i64,
+    },
     /// `rectified`: the maximum, then ReLU. It stands for ReLU then maximum, which is the same with four times the work.
-    MaxPool { size: i64, rectified: bool },
-    Dense { weight: usize },
+    MaxPool {
+        size: i64,
+        rectified: bool,
+    },
+    Dense {
+        weight: usize,
+    },
     Relu,
     LeakyRelu,
 }
@@ -86,44 +94,81 @@ impl Network {
     /// A network on inputs of shape `input` (`[C, H, W]` or `[F]`) that ends in a [`Layer::Dense`].
     ///
     /// # Errors
-    /// [`NetworkError::Layer`] for the first layer that does not fit what comes before it.
+    /// [`NetworkError::Layer`] for the first layer that does not fit what comes before it; [`NetworkError::Setting`] for
+    /// an input of another shape, or an end that is no dense layer.
     pub fn new(name: &str, input: &[i64], layers: &[Layer]) -> Result<Self> {
+        if !matches!(input.len(), 1 | 3) || input.iter().any(|&n| n < 1) {
+            let reason = format!(
+                "the input of network {name} has shape {input:?}, expected [F] or [C, H, W] without zeros"
+            );
+            return Err(NetworkError::Setting(reason));
+        }
         let mut shape = input.to_vec();
         let mut parameters: Vec<Parameter> = Vec::new();
         let mut steps: Vec<Step> = Vec::new();
         let (mut convolutions, mut dense, mut offset) = (0, 0, 0);
         let mut widest: i64 = shape.iter().product();
         let mut add = |name: String, shape: &[i64], fan_in: i64, offset: &mut i64| {
-            let parameter = Parameter { name, shape: shape.to_vec(), offset: *offset, fan_in };
+            let parameter = Parameter {
+                name,
+                shape: shape.to_vec(),
+                offset: *offset,
+                fan_in,
+            };
             *offset += parameter.count();
             parameters.push(parameter);
             parameters.len() - 1
         };
         for (index, layer) in layers.iter().enumerate() {
-            let refuse = |reason: String| NetworkError::Layer { index, layer: format!("{layer:?}"), reason };
+            let refuse = |reason: String| NetworkError::Layer {
+                index,
+                layer: format!("{layer:?}"),
+                reason,
+            };
             match *layer {
-                Layer::Convolution { channels, kernel, padding } => {
+                Layer::Convolution {
+                    channels,
+                    kernel,
+                    padding,
+                } => {
                     let &[inputs, height, width] = shape.as_slice() else {
-                        return Err(refuse(format!("its input has shape {shape:?}, expected [C, H, W]")));
+                        return Err(refuse(format!(
+                            "its input has shape {shape:?}, expected [C, H, W]"
+                        )));
                     };
                     if channels < 1 || kernel < 1 || padding < 0 || kernel > height.min(width) + 2 * padding {
-                        return Err(refuse(format!("its kernel must lie between 1 and the input of {shape:?}")));
+                        return Err(refuse(format!(
+                            "its kernel must lie between 1 and the input of {shape:?}"
+                        )));
                     }
                     convolutions += 1;
                     let fan_in = inputs * kernel * kernel;
-                    let weight =
-                        add(format!("conv{convolutions}.weight"), &[channels, inputs, kernel, kernel], fan_in, &mut offset);
-                    add(format!("conv{convolutions}.bias"), &[channels], fan_in, &mut offset);
+                    let weight = add(
+                        format!("conv{convolutions}.weight"),
+                        &[channels, inputs, kernel, kernel],
+                        fan_in,
+                        &mut offset,
+                    );
+                    add(
+                        format!("conv{convolutions}.bias"),
+                        &[channels],
+                        fan_in,
+                        &mut offset,
+                    );
                     steps.push(Step::Convolution { weight, padding });
                     let shrink = 2 * padding - kernel + 1;
                     shape = vec![channels, height + shrink, width + shrink];
                 }
                 Layer::MaxPool { size } => {
                     let &[channels, height, width] = shape.as_slice() else {
-                        return Err(refuse(format!("its input has shape {shape:?}, expected [C, H, W]")));
+                        return Err(refuse(format!(
+                            "its input has shape {shape:?}, expected [C, H, W]"
+                        )));
                     };
                     if size < 1 || size > height.min(width) {
-                        return Err(refuse(format!("its window must lie between 1 and the input of {shape:?}")));
+                        return Err(refuse(format!(
+                            "its window must lie between 1 and the input of {shape:?}"
+                        )));
                     }
                     let rectified = steps.last() == Some(&Step::Relu);
                     if rectified {
@@ -149,10 +194,17 @@ impl Network {
             widest = widest.max(shape.iter().product());
         }
         match shape.as_slice() {
-            &[outputs] if dense > 0 => {
-                Ok(Self { name: name.to_owned(), input: input.to_vec(), outputs, parameters, steps, widest })
-            }
-            _ => Err(NetworkError::Setting(format!("network {name} must end in a dense layer, it ends in {shape:?}"))),
+            &[outputs] if dense > 0 => Ok(Self {
+                name: name.to_owned(),
+                input: input.to_vec(),
+                outputs,
+                parameters,
+                steps,
+                widest,
+            }),
+            _ => Err(NetworkError::Setting(format!(
+                "network {name} must end in a dense layer, it ends in {shape:?}"
+            ))),
         }
     }
 
@@ -161,9 +213,15 @@ impl Network {
     /// # Errors
     /// When there are fewer than two widths or one is below 1.
     pub fn dense(widths: &[i64], activation: &Layer) -> Result<Self> {
-        let name = widths.iter().map(ToString::to_string).collect::<Vec<_>>().join("-");
+        let name = widths
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("-");
         let [input, rest @ ..] = widths else {
-            return Err(NetworkError::Setting("a dense network needs at least two widths, found none".into()));
+            return Err(NetworkError::Setting(
+                "a dense network needs at least two widths, found none".into(),
+            ));
         };
         let mut layers = Vec::new();
         for (index, &width) in rest.iter().enumerate() {
@@ -183,10 +241,18 @@ impl Network {
     /// Never: the layers fit.
     pub fn lenet() -> Self {
         let layers = [
-            Layer::Convolution { channels: 6, kernel: 5, padding: 0 },
+            Layer::Convolution {
+                channels: 6,
+                kernel: 5,
+                padding: 0,
+            },
             Layer::Relu,
             Layer::MaxPool { size: 2 },
-            Layer::Convolution { channels: 16, kernel: 5, padding: 0 },
+            Layer::Convolution {
+                channels: 16,
+                kernel: 5,
+                padding: 0,
+            },
             Layer::Relu,
             Layer::MaxPool { size: 2 },
             Layer::Dense { width: 120 },
@@ -227,6 +293,10 @@ impl Network {
         &self.steps
     }
 
+    pub(crate) fn is_convolutional(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Convolution { .. }))
+    }
+
     /// The largest activation of one example, in numbers.
     pub(crate) fn widest(&self) -> i64 {
         self.widest
@@ -241,7 +311,11 @@ impl Network {
     /// [`NetworkError::Shape`] when θ or x do not fit.
     pub fn forward(&self, theta: &Tensor, x: &Tensor) -> Result<Tensor> {
         self.check_theta(theta)?;
-        if theta.dim() == 1 { self.forward_single(theta, x, false) } else { self.forward_stacked(theta, x, false) }
+        if theta.dim() == 1 {
+            self.forward_single(theta, x, false)
+        } else {
+            self.forward_stacked(theta, x, false)
+        }
     }
 
     /// The same outputs without a graph: for evaluation. On a CPU, pooling runs in our own kernel.
@@ -251,7 +325,11 @@ impl Network {
     pub fn predict(&self, theta: &Tensor, x: &Tensor) -> Result<Tensor> {
         self.check_theta(theta)?;
         let _no_grad = tch::no_grad_guard();
-        if theta.dim() == 1 { self.forward_single(theta, x, true) } else { self.forward_stacked(theta, x, true) }
+        if theta.dim() == 1 {
+            self.forward_single(theta, x, true)
+        } else {
+            self.forward_stacked(theta, x, true)
+        }
     }
 
     pub(crate) fn check_theta(&self, theta: &Tensor) -> Result<()> {
@@ -260,7 +338,11 @@ impl Network {
             return Ok(());
         }
         let p = self.count();
-        Err(NetworkError::Shape { what: "θ", found: size, expected: format!("[{p}] or [M, {p}] for {}", self.name) })
+        Err(NetworkError::Shape {
+            what: "θ",
+            found: size,
+            expected: format!("[{p}] or [M, {p}] for {}", self.name),
+        })
     }
 
     /// Whether each model has inputs of its own, `[M, B, input…]`, rather than shared ones, `[B, input…]`.
@@ -271,17 +353,43 @@ impl Network {
             Some(2) if size[2..] == self.input && models == Some(size[0]) => return Ok(true),
             _ => {}
         }
-        let input = self.input.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let stacked = models.map(|m| format!(" or [{m}, B, {input}]")).unwrap_or_default();
-        Err(NetworkError::Shape { what: "x", found: size, expected: format!("[B, {input}]{stacked}") })
+        let input = self
+            .input
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let stacked = models
+            .map(|m| format!(" or [{m}, B, {input}]"))
+            .unwrap_or_default();
+        Err(NetworkError::Shape {
+            what: "x",
+            found: size,
+            expected: format!("[B, {input}]{stacked}"),
+        })
     }
 
     fn forward_single(&self, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
-        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
+        let parameters = self
+            .parameters
+            .iter()
+            .map(|p| p.of(theta))
+            .collect::<Result<Vec<_>>>()?;
         self.check_inputs(x, None)?;
         let mut y = x.shallow_clone();
-        for step in &self.steps {
-            y = apply(*step, &y, &parameters, fused)?;
+        let mut steps = self.steps.as_slice();
+        while let [step, rest @ ..] = steps {
+            if fused
+                && let Step::Convolution { weight, padding } = *step
+                && let [Step::MaxPool { size: 2, rectified }, after @ ..] = rest
+                && block::fits(&y, &parameters[weight])
+            {
+                y = block::forward(&y, &parameters[weight], &parameters[weight + 1], padding, *rectified)?.0;
+                steps = after;
+            } else {
+                y = apply(*step, &y, &parameters, fused)?;
+                steps = rest;
+            }
         }
         Ok(y)
     }
@@ -289,7 +397,10 @@ impl Network {
     fn forward_stacked(&self, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
         let models = theta.size()[0];
         let own = self.check_inputs(x, Some(models))?;
-        let convolutional = self.steps.iter().any(|step| matches!(step, Step::Convolution { .. }));
+        let convolutional = self
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::Convolution { .. }));
         if convolutional && theta.device() == Device::Cpu {
             // Grouped convolution is three times slower than one model after the other on a CPU.
             let outputs = (0..models)
@@ -306,7 +417,11 @@ impl Network {
     /// All models at once: dense layers by batched matmul, convolutions as groups of one `[B, M C, H, W]`.
     fn forward_grouped(&self, theta: &Tensor, x: &Tensor, own: bool) -> Result<Tensor> {
         let models = theta.size()[0];
-        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
+        let parameters = self
+            .parameters
+            .iter()
+            .map(|p| p.of(theta))
+            .collect::<Result<Vec<_>>>()?;
         let batch = x.size()[usize::from(own)];
         let mut y = if own { x.shallow_clone() } else { x.f_unsqueeze(0)? };
         if !own {
@@ -324,7 +439,14 @@ impl Network {
             y = match *step {
                 Step::Convolution { weight, padding } => {
                     let [w, b] = [&parameters[weight], &parameters[weight + 1]];
-                    y.f_conv2d(&w.f_flatten(0, 1)?, Some(b.f_flatten(0, 1)?), 1, padding, 1, models)?
+                    y.f_conv2d(
+                        &w.f_flatten(0, 1)?,
+                        Some(b.f_flatten(0, 1)?),
+                        1,
+                        padding,
+                        1,
+                        models,
+                    )?
                 }
                 Step::Dense { weight } => {
                     if grouped {
@@ -344,19 +466,119 @@ impl Network {
 /// One step of one model; `parameters` are views into θ or leaves of a graph.
 pub(crate) fn apply(step: Step, x: &Tensor, parameters: &[Tensor], fused: bool) -> Result<Tensor> {
     Ok(match step {
-        Step::Convolution { weight, padding } => {
-            x.f_conv2d(&parameters[weight], Some(&parameters[weight + 1]), 1, padding, 1, 1)?
+        Step::Convolution { weight, padding } => x.f_conv2d(
+            &parameters[weight],
+            Some(&parameters[weight + 1]),
+            1,
+            padding,
+            1,
+            1,
+        )?,
+        Step::MaxPool { size, rectified } if fused && pooling::fits(x, size) => {
+            pooling::forward(x, rectified)?
         }
-        Step::MaxPool { size, rectified } if fused && pooling::fits(x, size) => pooling::forward(x, rectified)?,
         Step::MaxPool { size, rectified } => {
             let y = x.f_max_pool2d(size, size, 0, 1, false)?;
             if rectified { y.f_relu()? } else { y }
         }
         Step::Dense { weight } => {
-            let x = if x.dim() > 2 { x.f_flatten(1, -1)? } else { x.shallow_clone() };
+            let x = if x.dim() > 2 {
+                x.f_flatten(1, -1)?
+            } else {
+                x.shallow_clone()
+            };
             x.f_linear(&parameters[weight], Some(&parameters[weight + 1]))?
         }
         Step::Relu => x.f_relu()?,
         Step::LeakyRelu => x.f_leaky_relu()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::initialise_stacked;
+    use tch::Kind;
+
+    /// What a GPU computes, against what a CPU does: the public way never takes the groups there.
+    #[test]
+    fn groups_equal_one_model_after_the_other() {
+        tch::set_num_threads(1);
+        let padded = [
+            Layer::Convolution {
+                channels: 4,
+                kernel: 5,
+                padding: 2,
+            },
+            Layer::Relu,
+            Layer::MaxPool { size: 2 },
+            Layer::Convolution {
+                channels: 3,
+                kernel: 3,
+                padding: 1,
+            },
+            Layer::MaxPool { size: 3 },
+            Layer::LeakyRelu,
+            Layer::Dense { width: 7 },
+            Layer::Relu,
+            Layer::Dense { width: 2 },
+        ];
+        let pixels = [
+            Layer::MaxPool { size: 2 },
+            Layer::Dense { width: 5 },
+            Layer::Relu,
+            Layer::Dense { width: 2 },
+        ];
+        for network in [
+            Network::lenet(),
+            Network::new("padded", &[2, 15, 13], &padded).unwrap(),
+            Network::new("pixels", &[2, 6, 7], &pixels).unwrap(),
+            Network::dense(&[5, 4, 3], &Layer::LeakyRelu).unwrap(),
+        ] {
+            let seeds = [(0, 0), (0, 1), (1, 0)];
+            let theta = initialise_stacked(&network, &seeds, Kind::Double, Device::Cpu).unwrap();
+            for own in [false, true] {
+                let stack: &[i64] = if own { &[3, 4] } else { &[4] };
+                let count: i64 = stack.iter().chain(network.input()).product();
+                let x = Tensor::arange(count, (Kind::Double, Device::Cpu))
+                    .f_sin()
+                    .unwrap();
+                let x = x.view([stack, network.input()].concat().as_slice());
+                let grouped = network.forward_grouped(&theta, &x, own).unwrap();
+                assert_eq!(grouped.size(), [3, 4, network.outputs()]);
+                for m in 0..3 {
+                    let x = if own { x.get(m) } else { x.shallow_clone() };
+                    let single = network.forward(&theta.get(m), &x).unwrap();
+                    assert!(
+                        grouped.get(m).allclose(&single, 1e-12, 1e-12, false),
+                        "{} {m}",
+                        network.name()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_computed() {
+        assert!(Network::dense(&[0, 3], &Layer::Relu).is_err());
+        assert!(Network::dense(&[3], &Layer::Relu).is_err());
+        assert!(Network::dense(&[3, 0], &Layer::Relu).is_err());
+        assert!(Network::new("flat", &[28, 28], &[Layer::Dense { width: 1 }]).is_err());
+        assert!(Network::new("open", &[1, 4, 4], &[Layer::MaxPool { size: 2 }]).is_err());
+        let large = [
+            Layer::Convolution {
+                channels: 1,
+                kernel: 5,
+                padding: 0,
+            },
+            Layer::Dense { width: 1 },
+        ];
+        assert!(
+            Network::new("large", &[1, 4, 9], &large)
+                .unwrap_err()
+                .to_string()
+                .starts_with("layer 0")
+        );
+    }
 }

@@ -52,16 +52,24 @@ impl OptimiserSettings {
     /// [`NetworkError::Setting`] for a learning rate that is not above 0, a momentum outside of [0, 1), a negative weight
     /// decay, Nesterov without momentum, or a value that is not finite.
     pub fn check(&self) -> Result<()> {
-        let (Self::Sgd { lr, weight_decay, .. } | Self::Adam { lr, weight_decay } | Self::RmsProp { lr, weight_decay }) =
-            *self;
+        let (Self::Sgd { lr, weight_decay, .. }
+        | Self::Adam { lr, weight_decay }
+        | Self::RmsProp { lr, weight_decay }) = *self;
         let refuse = |what: String| Err(NetworkError::Setting(what));
         if !(lr > 0. && lr.is_finite()) {
-            return refuse(format!("the learning rate must be above 0 and finite, found {lr}"));
+            return refuse(format!(
+                "the learning rate must be above 0 and finite, found {lr}"
+            ));
         }
         if !(weight_decay >= 0. && weight_decay.is_finite()) {
-            return refuse(format!("weight decay must be 0 or more and finite, found {weight_decay}"));
+            return refuse(format!(
+                "weight decay must be 0 or more and finite, found {weight_decay}"
+            ));
         }
-        if let Self::Sgd { momentum, nesterov, .. } = *self {
+        if let Self::Sgd {
+            momentum, nesterov, ..
+        } = *self
+        {
             if !(0. ..1.).contains(&momentum) {
                 return refuse(format!("momentum must lie in [0, 1), found {momentum}"));
             }
@@ -88,14 +96,22 @@ impl Optimiser {
     /// See [`OptimiserSettings::check`].
     pub fn new(settings: OptimiserSettings) -> Result<Self> {
         settings.check()?;
-        Ok(Self { settings, steps: 0, state: BTreeMap::new() })
+        Ok(Self {
+            settings,
+            steps: 0,
+            state: BTreeMap::new(),
+        })
     }
 
     /// Goes on from saved state: what [`Optimiser::steps`] and [`Optimiser::state`] gave.
     ///
     /// # Errors
-    /// [`NetworkError::Setting`] when the state is another optimiser's.
-    pub fn restore(settings: OptimiserSettings, steps: u64, mut saved: BTreeMap<String, Tensor>) -> Result<Self> {
+    /// [`NetworkError::Setting`] when the state is another optimiser's, be there too little of it or too much.
+    pub fn restore(
+        settings: OptimiserSettings,
+        steps: u64,
+        mut saved: BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
         let mut optimiser = Self::new(settings)?;
         optimiser.steps = steps;
         if steps > 0 {
@@ -105,6 +121,10 @@ impl Optimiser {
                 })?;
                 optimiser.state.insert(name, tensor);
             }
+        }
+        if let Some(name) = saved.keys().next() {
+            let reason = format!("the checkpoint holds {name}, which is the state of another optimiser");
+            return Err(NetworkError::Setting(reason));
         }
         Ok(optimiser)
     }
@@ -131,10 +151,27 @@ impl Optimiser {
     /// Moves θ by one step, in place. The gradient, of θ's shape, is consumed: its memory is reused.
     ///
     /// # Errors
-    /// When the shapes differ.
+    /// [`NetworkError::Shape`] when the gradient or the state has another shape than θ; nothing is changed then.
     pub fn step(&mut self, theta: &mut Tensor, mut gradient: Tensor) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
-        self.steps += 1;
+        let size = theta.size();
+        // libtorch would broadcast: one gradient over all the models of a stack, for instance.
+        let strange = [("the gradient", &gradient)]
+            .into_iter()
+            .chain(
+                self.state
+                    .values()
+                    .map(|tensor| ("the optimiser's state", tensor)),
+            )
+            .find(|(_, tensor)| tensor.size() != size);
+        if let Some((what, tensor)) = strange {
+            return Err(NetworkError::Shape {
+                what,
+                found: tensor.size(),
+                expected: format!("θ's, {size:?}"),
+            });
+        }
+        self.steps = self.steps.saturating_add(1);
         let (OptimiserSettings::Sgd { weight_decay, .. }
         | OptimiserSettings::Adam { weight_decay, .. }
         | OptimiserSettings::RmsProp { weight_decay, .. }) = self.settings;
@@ -142,7 +179,12 @@ impl Optimiser {
             gradient = gradient.f_add_(&theta.f_mul_scalar(weight_decay)?)?;
         }
         match self.settings {
-            OptimiserSettings::Sgd { lr, momentum, nesterov, .. } => {
+            OptimiserSettings::Sgd {
+                lr,
+                momentum,
+                nesterov,
+                ..
+            } => {
                 if momentum != 0. {
                     if let Some(buffer) = self.state.get_mut("momentum_buffer") {
                         let _ = buffer.f_mul_scalar_(momentum)?.f_add_(&gradient)?;
@@ -160,22 +202,29 @@ impl Optimiser {
             }
             OptimiserSettings::Adam { lr, .. } => {
                 self.zeros(&["exp_avg", "exp_avg_sq"], theta)?;
-                let steps = self.steps as i32;
+                let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
                 let (correction1, correction2) = (1. - ADAM_BETA1.powi(steps), 1. - ADAM_BETA2.powi(steps));
                 if let Some(mean) = self.state.get_mut("exp_avg") {
                     let _ = mean.f_lerp_(&gradient, 1. - ADAM_BETA1)?;
                 }
                 if let Some(square) = self.state.get_mut("exp_avg_sq") {
-                    let _ = square.f_mul_scalar_(ADAM_BETA2)?.f_add_(&gradient.f_square()?.f_mul_scalar_(1. - ADAM_BETA2)?)?;
+                    let _ = square
+                        .f_mul_scalar_(ADAM_BETA2)?
+                        .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - ADAM_BETA2)?)?;
                 }
                 let (mean, square) = (&self.state["exp_avg"], &self.state["exp_avg_sq"]);
-                let denominator = square.f_sqrt()?.f_div_scalar_(correction2.sqrt())?.f_add_scalar_(EPSILON)?;
+                let denominator = square
+                    .f_sqrt()?
+                    .f_div_scalar_(correction2.sqrt())?
+                    .f_add_scalar_(EPSILON)?;
                 let _ = theta.f_add_(&mean.f_div(&denominator)?.f_mul_scalar_(-lr / correction1)?)?;
             }
             OptimiserSettings::RmsProp { lr, .. } => {
                 self.zeros(&["square_avg"], theta)?;
                 if let Some(square) = self.state.get_mut("square_avg") {
-                    let _ = square.f_mul_scalar_(RMSPROP_ALPHA)?.f_add_(&gradient.f_square()?.f_mul_scalar_(1. - RMSPROP_ALPHA)?)?;
+                    let _ = square
+                        .f_mul_scalar_(RMSPROP_ALPHA)?
+                        .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - RMSPROP_ALPHA)?)?;
                 }
                 let denominator = self.state["square_avg"].f_sqrt()?.f_add_scalar_(EPSILON)?;
                 let _ = theta.f_add_(&gradient.f_div_(&denominator)?.f_mul_scalar_(-lr)?)?;

@@ -20,8 +20,14 @@ pub fn to_ndarray(theta: &Tensor) -> Result<Array1<f64>> {
 /// When θ is not a matrix of floats.
 pub fn to_ndarray_stacked(theta: &Tensor) -> Result<Array2<f64>> {
     let size = theta.size();
-    let refuse = || NetworkError::Shape { what: "θ", found: theta.size(), expected: "[M, P]".into() };
-    let &[models, count] = size.as_slice() else { return Err(refuse()) };
+    let refuse = || NetworkError::Shape {
+        what: "θ",
+        found: theta.size(),
+        expected: "[M, P]".into(),
+    };
+    let &[models, count] = size.as_slice() else {
+        return Err(refuse());
+    };
     let numbers = Vec::<f64>::try_from(host(&theta.f_reshape([-1])?, Kind::Double)?)?;
     Array2::from_shape_vec((models as usize, count as usize), numbers).map_err(|_| refuse())
 }
@@ -31,7 +37,9 @@ pub fn to_ndarray_stacked(theta: &Tensor) -> Result<Array2<f64>> {
 /// # Errors
 /// When the device cannot hold it.
 pub fn from_ndarray(theta: &Array1<f64>, kind: Kind, device: Device) -> Result<Tensor> {
-    Ok(Tensor::f_from_slice(&theta.to_vec())?.f_to_kind(kind)?.f_to_device(device)?)
+    Ok(Tensor::f_from_slice(&theta.to_vec())?
+        .f_to_kind(kind)?
+        .f_to_device(device)?)
 }
 
 /// The bytes of a safetensors file with `PyTorch`'s names and shapes (`conv1.weight` `[6, 1, 5, 5]`, …), so that
@@ -42,7 +50,13 @@ pub fn from_ndarray(theta: &Array1<f64>, kind: Kind, device: Device) -> Result<T
 pub fn to_safetensors(network: &Network, theta: &Tensor) -> Result<Vec<u8>> {
     let mut tensors = BTreeMap::new();
     insert_parameters(network, theta, &mut tensors)?;
-    serialise(&tensors, HashMap::from([("network".into(), network.name().into()), ("format".into(), "pt".into())]))
+    serialise(
+        &tensors,
+        HashMap::from([
+            ("network".into(), network.name().into()),
+            ("format".into(), "pt".into()),
+        ]),
+    )
 }
 
 /// θ `[P]` on the CPU from the bytes of a safetensors file, in the file's precision (f32 or f64).
@@ -50,11 +64,22 @@ pub fn to_safetensors(network: &Network, theta: &Tensor) -> Result<Vec<u8>> {
 /// # Errors
 /// [`NetworkError::Weights`] when the file is damaged, or a tensor is missing, superfluous or of another shape.
 pub fn from_safetensors(network: &Network, bytes: &[u8]) -> Result<Tensor> {
-    let refuse = |reason: String| NetworkError::Weights { network: network.name().into(), reason };
-    let file = SafeTensors::deserialize(bytes).map_err(|error| refuse(format!("not a safetensors file ({error})")))?;
-    let known: Vec<&str> = network.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
+    let refuse = |reason: String| NetworkError::Weights {
+        network: network.name().into(),
+        reason,
+    };
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|error| refuse(format!("not a safetensors file ({error})")))?;
+    let known: Vec<&str> = network
+        .parameters()
+        .iter()
+        .map(|parameter| parameter.name.as_str())
+        .collect();
     if let Some(stranger) = file.names().into_iter().find(|name| !known.contains(name)) {
-        return Err(refuse(format!("it has no parameter named {stranger:?}; its own are {}", known.join(", "))));
+        return Err(refuse(format!(
+            "it has no parameter named {stranger:?}; its own are {}",
+            known.join(", ")
+        )));
     }
     parameters_of(network, &file)
 }
@@ -78,11 +103,20 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When θ is not the network's.
-    pub fn save(network: &Network, theta: &Tensor, optimiser: &Optimiser, epochs: u32, notes: &str) -> Result<Vec<u8>> {
+    pub fn save(
+        network: &Network,
+        theta: &Tensor,
+        optimiser: &Optimiser,
+        epochs: u32,
+        notes: &str,
+    ) -> Result<Vec<u8>> {
         let mut tensors = BTreeMap::new();
         insert_parameters(network, theta, &mut tensors)?;
         for (name, tensor) in optimiser.state() {
-            tensors.insert(format!("optimiser.{name}"), tensor.f_to_device(Device::Cpu)?.f_contiguous()?);
+            tensors.insert(
+                format!("optimiser.{name}"),
+                tensor.f_to_device(Device::Cpu)?.f_contiguous()?,
+            );
         }
         let metadata = [
             ("network", network.name().to_owned()),
@@ -90,7 +124,13 @@ impl Checkpoint {
             ("steps", optimiser.steps().to_string()),
             ("notes", notes.to_owned()),
         ];
-        serialise(&tensors, metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+        serialise(
+            &tensors,
+            metadata
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+        )
     }
 
     /// Reads what [`Checkpoint::save`] wrote.
@@ -98,23 +138,52 @@ impl Checkpoint {
     /// # Errors
     /// [`NetworkError::Weights`] when the file is damaged or another network's.
     pub fn load(network: &Network, bytes: &[u8]) -> Result<Self> {
-        let refuse = |reason: String| NetworkError::Weights { network: network.name().into(), reason };
+        let refuse = |reason: String| NetworkError::Weights {
+            network: network.name().into(),
+            reason,
+        };
         let damaged = |error| refuse(format!("not a checkpoint ({error})"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let metadata = header.metadata().clone().unwrap_or_default();
-        let entry = |key: &str| metadata.get(key).ok_or_else(|| refuse(format!("the checkpoint has no entry {key:?}")));
+        let entry = |key: &str| {
+            metadata
+                .get(key)
+                .ok_or_else(|| refuse(format!("the checkpoint has no entry {key:?}")))
+        };
         let number = |key: &str| {
-            entry(key)?.parse::<u64>().map_err(|_| refuse(format!("the checkpoint's entry {key:?} is no number")))
+            entry(key)?
+                .parse::<u64>()
+                .map_err(|_| refuse(format!("the checkpoint's entry {key:?} is no number")))
         };
         let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let theta = parameters_of(network, &file)?;
         let mut state = BTreeMap::new();
         for (name, view) in file.iter() {
             if let Some(name) = name.strip_prefix("optimiser.") {
-                state.insert(name.to_owned(), tensor_of(&view, &refuse)?);
+                let tensor = tensor_of(&view, &refuse)?;
+                if tensor.size() != theta.size() || tensor.kind() != theta.kind() {
+                    return Err(refuse(format!(
+                        "the optimiser's {name} has another shape or precision than the weights"
+                    )));
+                }
+                state.insert(name.to_owned(), tensor);
+            } else if !network
+                .parameters()
+                .iter()
+                .any(|parameter| parameter.name == name)
+            {
+                return Err(refuse(format!("it has no parameter named {name:?}")));
             }
         }
-        Ok(Self { theta, epochs: number("epochs")? as u32, notes: entry("notes")?.clone(), steps: number("steps")?, state })
+        let epochs = u32::try_from(number("epochs")?)
+            .map_err(|error| refuse(format!("its count of epochs: {error}")))?;
+        Ok(Self {
+            theta,
+            epochs,
+            notes: entry("notes")?.clone(),
+            steps: number("steps")?,
+            state,
+        })
     }
 
     /// The optimiser as it was, on `device`.
@@ -132,13 +201,25 @@ impl Checkpoint {
 }
 
 fn host(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
-    Ok(tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?)
+    Ok(tensor
+        .f_detach()?
+        .f_to_device(Device::Cpu)?
+        .f_to_kind(kind)?
+        .f_contiguous()?)
 }
 
-fn insert_parameters(network: &Network, theta: &Tensor, tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+fn insert_parameters(
+    network: &Network,
+    theta: &Tensor,
+    tensors: &mut BTreeMap<String, Tensor>,
+) -> Result<()> {
     network.check_theta(theta)?;
     if theta.dim() != 1 {
-        return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected: format!("[{}]", network.count()) });
+        return Err(NetworkError::Shape {
+            what: "θ",
+            found: theta.size(),
+            expected: format!("[{}]", network.count()),
+        });
     }
     let theta = host(theta, theta.kind())?;
     for parameter in network.parameters() {
@@ -151,7 +232,11 @@ fn serialise(tensors: &BTreeMap<String, Tensor>, metadata: HashMap<String, Strin
     let data = tensors
         .iter()
         .map(|(name, tensor)| {
-            let dtype = if tensor.kind() == Kind::Double { Dtype::F64 } else { Dtype::F32 };
+            let dtype = if tensor.kind() == Kind::Double {
+                Dtype::F64
+            } else {
+                Dtype::F32
+            };
             let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
             tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
             let shape = tensor.size().iter().map(|&n| n as usize).collect();
@@ -161,21 +246,31 @@ fn serialise(tensors: &BTreeMap<String, Tensor>, metadata: HashMap<String, Strin
     let failed = |error| NetworkError::Setting(format!("safetensors: {error}"));
     let views = data
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
     safetensors::serialize(views, Some(metadata)).map_err(failed)
 }
 
 fn parameters_of(network: &Network, file: &SafeTensors) -> Result<Tensor> {
-    let refuse = |reason: String| NetworkError::Weights { network: network.name().into(), reason };
+    let refuse = |reason: String| NetworkError::Weights {
+        network: network.name().into(),
+        reason,
+    };
     let mut parts = Vec::new();
     for parameter in network.parameters() {
         let name = &parameter.name;
-        let view = file.tensor(name).map_err(|_| refuse(format!("the file has no tensor named {name:?}")))?;
+        let view = file
+            .tensor(name)
+            .map_err(|_| refuse(format!("the file has no tensor named {name:?}")))?;
         let found: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
         if found != parameter.shape {
-            return Err(refuse(format!("{name} has shape {found:?} in the file, expected {:?}", parameter.shape)));
+            return Err(refuse(format!(
+                "{name} has shape {found:?} in the file, expected {:?}",
+                parameter.shape
+            )));
         }
         parts.push(tensor_of(&view, &refuse)?.f_flatten(0, -1)?);
     }

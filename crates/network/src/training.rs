@@ -3,7 +3,7 @@
 use crate::streams::{Purpose, stream};
 use crate::{Examples, Loss, Network, NetworkError, Optimiser, Result, loss_and_gradient};
 use rand::seq::SliceRandom;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// One model in training.
 #[derive(Debug)]
@@ -93,10 +93,5 @@ impl Training<'_> {
         let mut order: Vec<i64> = (0..count).collect();
         order.shuffle(&mut stream(seed, trial, self.epochs, Purpose::Order));
         Ok(Tensor::f_from_slice(&order)?.f_to_device(self.theta.device())?)
-    }
-
-    /// Whether libtorch computes on a CPU here.
-    pub fn on_cpu(&self) -> bool {
-        self.theta.device() == Device::Cpu
     }
 }

@@ -1,0 +1,616 @@
+//! Convolution, `ReLU` and 2x2 max-pooling as one block, on a CPU with AVX-512.
+//!
+//! Two facts make it faster than the operators one by one. `ReLU` commutes with the maximum, so a block needs its
+//! convolution's output for no longer than it takes to compare four numbers. And of the gradient with respect to that
+//! output at most a quarter is not zero: only each window's winner gets any, and none where `ReLU` is closed. The backward
+//! pass therefore walks a list of winners instead of convolving.
+//!
+//! The same numbers as the plain operators, but for the order of sums: tested below, ties included. Where these kernels do
+//! not fit (f64, another processor, other windows), the plain operators run.
+
+use crate::Result;
+use tch::{Device, Kind, Tensor};
+
+/// What the backward pass needs of a block's forward pass.
+#[derive(Debug)]
+pub struct Saved {
+    /// `[B, C, H, W]`, with the zeros of the padding.
+    x: Tensor,
+    /// Per pooled number, which of its window won (row by row, 0 to 3), or 4 where `ReLU` is closed.
+    winners: Vec<u8>,
+    padding: i64,
+}
+
+/// Gradients of a block.
+#[derive(Debug)]
+pub struct BlockGradient {
+    /// Of the weight's shape.
+    pub weight: Tensor,
+    /// Of the bias's shape.
+    pub bias: Tensor,
+    /// Of x's shape, if it was asked for.
+    pub x: Option<Tensor>,
+}
+
+/// Rows of a kernel are handled as vectors of eight.
+const MAX_KERNEL: usize = 8;
+/// Below this many input channels our convolution is faster than libtorch's, which is made for more.
+const OWN_CONVOLUTION_CHANNELS: usize = 3;
+
+/// Whether the kernels can do it: f32 on a CPU with AVX-512, a square kernel of at most 8x8.
+pub fn fits(x: &Tensor, weight: &Tensor) -> bool {
+    let kernel = weight.size()[2] as usize;
+    available() && x.device() == Device::Cpu && x.kind() == Kind::Float && weight.kind() == Kind::Float && kernel <= MAX_KERNEL
+}
+
+#[cfg(target_arch = "x86_64")]
+fn available() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("fma")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn available() -> bool {
+    false
+}
+
+/// `[B, C, H, W]`, `[O, C, K, K]` and `[O]` to `[B, O, H' / 2, W' / 2]`, with H' and W' the convolution's sizes.
+///
+/// `rectified` says whether `ReLU` comes before (or, the same, after) the pooling. No graph is built.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool) -> Result<(Tensor, Saved)> {
+    let _no_grad = tch::no_grad_guard();
+    let x = if padding > 0 { x.f_constant_pad_nd([padding; 4])? } else { x.f_contiguous()? };
+    let shape = Shape::of(&x, weight);
+    let (weight, bias) = (weight.f_contiguous()?, bias.f_contiguous()?);
+    let y = Tensor::f_empty(shape.pooled(), (Kind::Float, Device::Cpu))?;
+    let mut winners = vec![0; y.numel()];
+    if shape.inputs <= OWN_CONVOLUTION_CHANNELS {
+        kernels::convolve_and_pool(numbers(&x), numbers(&weight), numbers(&bias), numbers_mut(&y), &mut winners, shape, rectified);
+    } else {
+        let convolved = x.f_conv2d(&weight, Some(&bias), 1, 0, 1, 1)?.f_contiguous()?;
+        kernels::pool(numbers(&convolved), numbers_mut(&y), &mut winners, shape, rectified);
+    }
+    Ok((y, Saved { x, winners, padding }))
+}
+
+/// Gradients from the one with respect to the block's output, `[B, O, H' / 2, W' / 2]`.
+pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool) -> Result<BlockGradient> {
+    let _no_grad = tch::no_grad_guard();
+    let (weight, gradient) = (weight.f_contiguous()?, gradient.f_contiguous()?);
+    let shape = Shape::of(&saved.x, &weight);
+    let result = BlockGradient {
+        weight: weight.f_zeros_like()?,
+        bias: Tensor::f_zeros([shape.outputs as i64], (Kind::Float, Device::Cpu))?,
+        x: with_x.then(|| saved.x.f_empty_like()).transpose()?,
+    };
+    let open = kernels::Open::list(&saved.winners, numbers(&gradient), shape);
+    kernels::weight_gradient(&open, numbers(&saved.x), numbers_mut(&result.weight), numbers_mut(&result.bias), shape);
+    let Some(mut dx) = result.x else { return Ok(result) };
+    kernels::input_gradient(&open, numbers(&weight), numbers_mut(&dx), shape);
+    if saved.padding > 0 {
+        let size = dx.size();
+        for (dimension, length) in [(2, size[2]), (3, size[3])] {
+            dx = dx.f_narrow(dimension, saved.padding, length - 2 * saved.padding)?;
+        }
+    }
+    Ok(BlockGradient { x: Some(dx), ..result })
+}
+
+/// The numbers of a contiguous f32 tensor on the CPU.
+fn numbers(tensor: &Tensor) -> &[f32] {
+    debug_assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
+    // SAFETY: contiguous f32 on the CPU, as every caller made sure; the borrow keeps the storage alive.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+}
+
+/// The same, to be written to; for tensors that were just made here.
+#[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
+fn numbers_mut(tensor: &Tensor) -> &mut [f32] {
+    // SAFETY: as above, and nothing else looks at a tensor that was just made.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+}
+
+/// Sizes of a block; height and width include the padding.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    batch: usize,
+    inputs: usize,
+    height: usize,
+    width: usize,
+    outputs: usize,
+    kernel: usize,
+}
+
+impl Shape {
+    fn of(x: &Tensor, weight: &Tensor) -> Self {
+        let (x, weight) = (x.size(), weight.size());
+        let [batch, inputs, height, width] = [0, 1, 2, 3].map(|dimension: usize| x[dimension] as usize);
+        Self { batch, inputs, height, width, outputs: weight[0] as usize, kernel: weight[2] as usize }
+    }
+
+    /// Height and width of the convolution's output.
+    fn convolved(self) -> (usize, usize) {
+        (self.height - self.kernel + 1, self.width - self.kernel + 1)
+    }
+
+    fn windows(self) -> (usize, usize) {
+        let (height, width) = self.convolved();
+        (height / 2, width / 2)
+    }
+
+    fn pooled(self) -> [i64; 4] {
+        let (height, width) = self.windows();
+        [self.batch as i64, self.outputs as i64, height as i64, width as i64]
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod kernels {
+    //! Never called: [`super::fits`] says no.
+    use super::Shape;
+
+    pub struct Open;
+
+    impl Open {
+        pub fn list(_: &[u8], _: &[f32], _: Shape) -> Self {
+            Self
+        }
+    }
+
+    pub fn convolve_and_pool(_: &[f32], _: &[f32], _: &[f32], _: &mut [f32], _: &mut [u8], _: Shape, _: bool) {}
+    pub fn pool(_: &[f32], _: &mut [f32], _: &mut [u8], _: Shape, _: bool) {}
+    pub fn weight_gradient(_: &Open, _: &[f32], _: &mut [f32], _: &mut [f32], _: Shape) {}
+    pub fn input_gradient(_: &Open, _: &[f32], _: &mut [f32], _: Shape) {}
+}
+
+#[cfg(target_arch = "x86_64")]
+mod kernels {
+    //! Callers have checked that the processor has AVX-512F, AVX-512VL and FMA.
+
+    use super::{MAX_KERNEL, Shape};
+    use std::arch::x86_64::{
+        __m256, __m512, _CMP_GT_OQ, _CMP_LE_OQ, _CMP_UNORD_Q, _mm256_cmp_ps_mask, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_mask_blend_epi32, _mm256_mask_cvtepi32_storeu_epi8, _mm256_mask_mov_ps,
+        _mm256_mask_storeu_ps, _mm256_maskz_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_setzero_si256, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_fmadd_ps, _mm512_maskz_loadu_ps,
+        _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_set_epi32, _mm512_setzero_ps,
+    };
+
+    /// The lowest `count` lanes.
+    fn lanes(count: usize) -> u32 {
+        (1 << count) - 1
+    }
+
+    /// Even lanes below, odd lanes above.
+    #[target_feature(enable = "avx512f")]
+    fn split(v: __m512) -> (__m256, __m256) {
+        let even = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 14, 12, 10, 8, 6, 4, 2, 0);
+        let odd = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 15, 13, 11, 9, 7, 5, 3, 1);
+        (
+            _mm512_castps512_ps256(_mm512_permutexvar_ps(even, v)),
+            _mm512_castps512_ps256(_mm512_permutexvar_ps(odd, v)),
+        )
+    }
+
+    /// Up to eight windows of two rows: the first maximum of each, row by row, as `PyTorch` takes it; NaN wins.
+    ///
+    /// # Safety
+    /// `count` numbers can be written behind both pointers.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn pool_windows(upper: __m512, lower: __m512, y: *mut f32, winners: *mut u8, count: usize, rectified: bool) {
+        let (first, second) = split(upper);
+        let (third, fourth) = split(lower);
+        let mut largest = first;
+        let mut winner = _mm256_setzero_si256();
+        for (index, next) in [(1, second), (2, third), (3, fourth)] {
+            let greater = _mm256_cmp_ps_mask::<_CMP_GT_OQ>(next, largest) | _mm256_cmp_ps_mask::<_CMP_UNORD_Q>(next, next);
+            largest = _mm256_mask_mov_ps(largest, greater, next);
+            winner = _mm256_mask_blend_epi32(greater, winner, _mm256_set1_epi32(index));
+        }
+        if rectified {
+            let closed = _mm256_cmp_ps_mask::<_CMP_LE_OQ>(largest, _mm256_setzero_ps());
+            largest = _mm256_mask_mov_ps(largest, closed, _mm256_setzero_ps());
+            winner = _mm256_mask_blend_epi32(closed, winner, _mm256_set1_epi32(4));
+        }
+        let mask = lanes(count) as u8;
+        // SAFETY: only `count` lanes are written.
+        unsafe {
+            _mm256_mask_storeu_ps(y, mask, largest);
+            _mm256_mask_cvtepi32_storeu_epi8(winners.cast(), mask, winner);
+        }
+    }
+
+    /// 2x2 max-pooling of `[B, O, H', W']`, remembering the winners.
+    pub fn pool(x: &[f32], y: &mut [f32], winners: &mut [u8], shape: Shape, rectified: bool) {
+        let (height, width) = shape.convolved();
+        let (rows, columns) = shape.windows();
+        assert!(x.len() == shape.batch * shape.outputs * height * width);
+        assert!(y.len() == shape.batch * shape.outputs * rows * columns && winners.len() == y.len());
+        // SAFETY: the caller checked the processor; the lengths were checked here.
+        unsafe { pool_planes(x, y, winners, [height, width, rows, columns], rectified) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn pool_planes(x: &[f32], y: &mut [f32], winners: &mut [u8], sizes: [usize; 4], rectified: bool) {
+        let [height, width, rows, columns] = sizes;
+        for plane in 0..x.len() / (height * width) {
+            for row in 0..rows {
+                for column in (0..columns).step_by(8) {
+                    let count = (columns - column).min(8);
+                    let mask = lanes(2 * count) as u16;
+                    let from = plane * height * width + 2 * row * width + 2 * column;
+                    let to = (plane * rows + row) * columns + column;
+                    // SAFETY: 2 `count` numbers of two rows and `count` windows lie within their slices.
+                    unsafe {
+                        let upper = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(from));
+                        let lower = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(from + width));
+                        pool_windows(upper, lower, y.as_mut_ptr().add(to), winners.as_mut_ptr().add(to), count, rectified);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Convolution, bias, pooling and `ReLU` in one pass: sixteen columns of two rows at a time, for several outputs.
+    pub fn convolve_and_pool(
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        y: &mut [f32],
+        winners: &mut [u8],
+        shape: Shape,
+        rectified: bool,
+    ) {
+        let (rows, columns) = shape.windows();
+        let image = shape.inputs * shape.height * shape.width;
+        assert!(x.len() == shape.batch * image && bias.len() == shape.outputs);
+        assert!(weight.len() == shape.outputs * shape.inputs * shape.kernel * shape.kernel);
+        assert!(y.len() == shape.batch * shape.outputs * rows * columns && winners.len() == y.len());
+        for (example, x) in x.chunks_exact(image).enumerate() {
+            let mut output = 0;
+            while output < shape.outputs {
+                let place = Place { example, output, rectified };
+                // SAFETY: the caller checked the processor; the lengths were checked above.
+                output += unsafe {
+                    match shape.outputs - output {
+                        6.. => convolve_outputs::<6>(x, weight, bias, y, winners, shape, place),
+                        4.. => convolve_outputs::<4>(x, weight, bias, y, winners, shape, place),
+                        2.. => convolve_outputs::<2>(x, weight, bias, y, winners, shape, place),
+                        _ => convolve_outputs::<1>(x, weight, bias, y, winners, shape, place),
+                    }
+                };
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct Place {
+        example: usize,
+        output: usize,
+        rectified: bool,
+    }
+
+    #[target_feature(enable = "avx512f,avx512vl,fma")]
+    unsafe fn convolve_outputs<const N: usize>(
+        x: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        y: &mut [f32],
+        winners: &mut [u8],
+        shape: Shape,
+        place: Place,
+    ) -> usize {
+        let Shape { inputs, height, width, outputs, kernel, .. } = shape;
+        let (rows, columns) = shape.windows();
+        let taps = inputs * kernel * kernel;
+        for row in 0..rows {
+            for column in (0..columns).step_by(8) {
+                let count = (columns - column).min(8);
+                let mask = lanes(2 * count) as u16;
+                let mut upper = [_mm512_setzero_ps(); N];
+                let mut lower = [_mm512_setzero_ps(); N];
+                for n in 0..N {
+                    upper[n] = _mm512_set1_ps(bias[place.output + n]);
+                    lower[n] = upper[n];
+                }
+                for input in 0..inputs {
+                    for ky in 0..kernel {
+                        let from = (input * height + 2 * row + ky) * width + 2 * column;
+                        for kx in 0..kernel {
+                            // SAFETY: the last lane reads column 2 (columns - 1) + 1 + kx < width of a row below
+                            // 2 rows + kernel <= height.
+                            let (above, below) = unsafe {
+                                let at = x.as_ptr().add(from + kx);
+                                (_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(mask, at.add(width)))
+                            };
+                            let tap = (input * kernel + ky) * kernel + kx;
+                            for n in 0..N {
+                                // SAFETY: one of `outputs * taps` weights.
+                                let w = _mm512_set1_ps(unsafe { *weight.get_unchecked((place.output + n) * taps + tap) });
+                                upper[n] = _mm512_fmadd_ps(w, above, upper[n]);
+                                lower[n] = _mm512_fmadd_ps(w, below, lower[n]);
+                            }
+                        }
+                    }
+                }
+                for n in 0..N {
+                    let to = ((place.example * outputs + place.output + n) * rows + row) * columns + column;
+                    // SAFETY: `count` windows from there lie within y and winners.
+                    unsafe {
+                        let (y, winners) = (y.as_mut_ptr().add(to), winners.as_mut_ptr().add(to));
+                        pool_windows(upper[n], lower[n], y, winners, count, place.rectified);
+                    }
+                }
+            }
+        }
+        N
+    }
+
+    /// The numbers of the convolution's output that get a gradient: for each example and output, where and how much.
+    pub struct Open {
+        /// Row and column as an offset into a plane of the (padded) input: where the kernel's first row begins.
+        offsets: Vec<u32>,
+        gradients: Vec<f32>,
+        /// `[B O + 1]`, where each example's and output's entries begin.
+        starts: Vec<u32>,
+    }
+
+    impl Open {
+        pub fn list(winners: &[u8], gradient: &[f32], shape: Shape) -> Self {
+            let (rows, columns) = shape.windows();
+            assert!(winners.len() == gradient.len() && winners.len() == shape.batch * shape.outputs * rows * columns);
+            let mut offsets = vec![0; winners.len()];
+            let mut gradients = vec![0.; winners.len()];
+            let mut starts = Vec::with_capacity(shape.batch * shape.outputs + 1);
+            let mut count = 0;
+            let planes = winners.chunks_exact(rows * columns).zip(gradient.chunks_exact(rows * columns));
+            for (winners, gradient) in planes {
+                starts.push(count as u32);
+                for row in 0..rows {
+                    let cells = row * columns..(row + 1) * columns;
+                    for (column, (&winner, &g)) in winners[cells.clone()].iter().zip(&gradient[cells]).enumerate() {
+                        let winner_row = 2 * row + usize::from(winner >> 1 & 1);
+                        let winner_column = 2 * column + usize::from(winner & 1);
+                        // Written in any case and kept only if open: a branch here would be a coin toss.
+                        offsets[count] = (winner_row * shape.width + winner_column) as u32;
+                        gradients[count] = g;
+                        count += usize::from(winner < 4);
+                    }
+                }
+            }
+            starts.push(count as u32);
+            Self { offsets, gradients, starts }
+        }
+
+        fn of(&self, example: usize, output: usize, outputs: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
+            let plane = example * outputs + output;
+            let range = self.starts[plane] as usize..self.starts[plane + 1] as usize;
+            let offsets = self.offsets[range.clone()].iter().map(|&offset| offset as usize);
+            offsets.zip(self.gradients[range].iter().copied())
+        }
+    }
+
+    /// `dW[o, c, :, :] = Σ g x[c, patch]` over the open entries of o, and `db[o] = Σ g`.
+    pub fn weight_gradient(open: &Open, x: &[f32], dw: &mut [f32], db: &mut [f32], shape: Shape) {
+        let Shape { batch, inputs, outputs, kernel, .. } = shape;
+        assert!(x.len() == batch * inputs * shape.height * shape.width && db.len() == outputs);
+        assert!(dw.len() == outputs * inputs * kernel * kernel);
+        for (output, db) in db.iter_mut().enumerate() {
+            for example in 0..batch {
+                *db += open.of(example, output, outputs).map(|(_, g)| g).sum::<f32>();
+            }
+            let mut input = 0;
+            while input < inputs {
+                // SAFETY: the caller checked the processor; the lengths were checked above; every patch of an open entry
+                // lies within its plane.
+                input += unsafe {
+                    match (kernel, inputs - input) {
+                        (5, 6..) => patches::<5, 6>(open, x, dw, shape, output, input),
+                        (5, 2..) => patches::<5, 2>(open, x, dw, shape, output, input),
+                        (5, _) => patches::<5, 1>(open, x, dw, shape, output, input),
+                        (3, 8..) => patches::<3, 8>(open, x, dw, shape, output, input),
+                        (3, 2..) => patches::<3, 2>(open, x, dw, shape, output, input),
+                        (3, _) => patches::<3, 1>(open, x, dw, shape, output, input),
+                        _ => patches::<0, 1>(open, x, dw, shape, output, input),
+                    }
+                };
+            }
+        }
+    }
+
+    /// One output against N input channels; K is the kernel's side, or 0 for one that was not foreseen.
+    #[target_feature(enable = "avx512f,avx512vl,fma")]
+    unsafe fn patches<const K: usize, const N: usize>(
+        open: &Open,
+        x: &[f32],
+        dw: &mut [f32],
+        shape: Shape,
+        output: usize,
+        input: usize,
+    ) -> usize {
+        let Shape { batch, inputs, height, width, outputs, .. } = shape;
+        let kernel = if K == 0 { shape.kernel } else { K };
+        let mask = lanes(kernel) as u8;
+        let mut sums = [[_mm256_setzero_ps(); MAX_KERNEL]; N];
+        for example in 0..batch {
+            let first = (example * inputs + input) * height * width;
+            for (offset, g) in open.of(example, output, outputs) {
+                let g = _mm256_set1_ps(g);
+                for (n, sums) in sums.iter_mut().enumerate() {
+                    for (ky, sum) in sums.iter_mut().enumerate().take(kernel) {
+                        // SAFETY: `kernel` numbers of a row of the patch, within the plane.
+                        let row = unsafe {
+                            _mm256_maskz_loadu_ps(mask, x.as_ptr().add(first + (n * height + ky) * width + offset))
+                        };
+                        *sum = _mm256_fmadd_ps(g, row, *sum);
+                    }
+                }
+            }
+        }
+        for (n, sums) in sums.iter().enumerate() {
+            for (ky, sum) in sums.iter().enumerate().take(kernel) {
+                let to = ((output * inputs + input + n) * kernel + ky) * kernel;
+                // SAFETY: a row of dW.
+                unsafe { _mm256_mask_storeu_ps(dw.as_mut_ptr().add(to), mask, *sum) };
+            }
+        }
+        N
+    }
+
+    /// `dx[c, patch] += g W[o, c, :, :]` for every open entry: eight input channels are the lanes, so that what is added to
+    /// lies in the same places again and again.
+    pub fn input_gradient(open: &Open, weight: &[f32], dx: &mut [f32], shape: Shape) {
+        let Shape { batch, inputs, height, width, outputs, kernel } = shape;
+        let plane = height * width;
+        assert!(dx.len() == batch * inputs * plane && weight.len() == outputs * inputs * kernel * kernel);
+        let mut tile = vec![0f32; plane * 8];
+        let mut taps = vec![0f32; outputs * kernel * kernel * 8];
+        for first in (0..inputs).step_by(8) {
+            let count = (inputs - first).min(8);
+            for output in 0..outputs {
+                for tap in 0..kernel * kernel {
+                    for lane in 0..count {
+                        taps[(output * kernel * kernel + tap) * 8 + lane] =
+                            weight[(output * inputs + first + lane) * kernel * kernel + tap];
+                    }
+                }
+            }
+            for example in 0..batch {
+                tile.fill(0.);
+                // SAFETY: the caller checked the processor; the lengths were checked above.
+                unsafe {
+                    match kernel {
+                        5 => scatter::<5>(open, &taps, &mut tile, shape, example),
+                        3 => scatter::<3>(open, &taps, &mut tile, shape, example),
+                        _ => scatter::<0>(open, &taps, &mut tile, shape, example),
+                    }
+                }
+                for lane in 0..count {
+                    let to = (example * inputs + first + lane) * plane;
+                    for (value, cell) in dx[to..to + plane].iter_mut().zip(tile.chunks_exact(8)) {
+                        *value = cell[lane];
+                    }
+                }
+            }
+            taps.fill(0.);
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512vl,fma")]
+    unsafe fn scatter<const K: usize>(open: &Open, taps: &[f32], tile: &mut [f32], shape: Shape, example: usize) {
+        let kernel = if K == 0 { shape.kernel } else { K };
+        for output in 0..shape.outputs {
+            // SAFETY: `kernel²` vectors of eight per output.
+            let taps = unsafe { taps.as_ptr().add(output * kernel * kernel * 8) };
+            for (offset, g) in open.of(example, output, shape.outputs) {
+                let g = _mm256_set1_ps(g);
+                for ky in 0..kernel {
+                    // SAFETY: the patch lies within the plane, of eight lanes each.
+                    unsafe {
+                        let row = tile.as_mut_ptr().add((offset + ky * shape.width) * 8);
+                        for kx in 0..kernel {
+                            let weight = _mm256_loadu_ps(taps.add((ky * kernel + kx) * 8));
+                            let cell = row.add(kx * 8);
+                            _mm256_storeu_ps(cell, _mm256_fmadd_ps(g, weight, _mm256_loadu_ps(cell)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The same block by plain operators and autograd: output, then gradients of weight, bias and x.
+    fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool, gradient: &Tensor) -> [Tensor; 4] {
+        let [x, weight, bias] = [x, weight, bias].map(|tensor| tensor.detach().set_requires_grad(true));
+        let y = x.conv2d(&weight, Some(&bias), 1, padding, 1, 1);
+        let y = if rectified { y.relu() } else { y };
+        let y = y.max_pool2d(2, 2, 0, 1, false);
+        let loss = (&y * gradient).sum(y.kind());
+        let mut found = Tensor::run_backward(&[loss], &[&weight, &bias, &x], false, false).into_iter();
+        [y.detach(), found.next().unwrap(), found.next().unwrap(), found.next().unwrap()]
+    }
+
+    fn close(name: &str, ours: &Tensor, plain: &Tensor, tolerance: f64) {
+        assert_eq!(ours.size(), plain.size(), "{name}");
+        let error = (ours - plain).norm().double_value(&[]);
+        let scale = plain.norm().double_value(&[]).max(1e-30);
+        assert!(error <= tolerance * scale, "{name}: relative error {}", error / scale);
+    }
+
+    fn compare(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool, tolerance: f64) {
+        if !fits(x, weight) {
+            eprintln!("no AVX-512 here: nothing to compare");
+            return;
+        }
+        let (y, saved) = forward(x, weight, bias, padding, rectified).unwrap();
+        let gradient = y.ones_like().cumsum(0, Kind::Float) * 0.3 + y.detach_copy().sin();
+        let [expected, dw, db, dx] = plain(x, weight, bias, padding, rectified, &gradient);
+        let ours = backward(&saved, weight, &gradient, true).unwrap();
+        close("y", &y, &expected, tolerance);
+        close("dW", &ours.weight, &dw, tolerance);
+        close("db", &ours.bias, &db, tolerance);
+        close("dx", &ours.x.unwrap(), &dx, tolerance);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+        #[test]
+        fn equals_plain_operators(
+            batch in 1i64..4, inputs in 1i64..11, outputs in 1i64..9, kernel in 1i64..=8, padding in 0i64..3,
+            height in 9i64..22, width in 9i64..40, rectified: bool, seed: u16,
+        ) {
+            tch::set_num_threads(1);
+            let draw = |size: &[i64], salt: i64| {
+                let count: i64 = size.iter().product();
+                ((Tensor::arange(count, (Kind::Float, Device::Cpu)) + 1.) * (0.7 + f64::from(seed) * 1e-3 + salt as f64)).sin().view(size)
+            };
+            let x = draw(&[batch, inputs, height, width], 0);
+            let weight = draw(&[outputs, inputs, kernel, kernel], 1);
+            compare(&x, &weight, &draw(&[outputs], 2), padding, rectified, 2e-6);
+        }
+
+        /// Small integers: every sum is exact, and nearly every window has a tie.
+        #[test]
+        fn equals_plain_operators_with_ties(
+            values in prop::collection::vec(-1i8..=1, 2 * 2 * 12 * 13), weights in prop::collection::vec(-1i8..=1, 3 * 2 * 9),
+            rectified: bool,
+        ) {
+            tch::set_num_threads(1);
+            let x = Tensor::from_slice(&values).to_kind(Kind::Float).view([2, 2, 12, 13]);
+            let weight = Tensor::from_slice(&weights).to_kind(Kind::Float).view([3, 2, 3, 3]);
+            let bias = Tensor::from_slice(&[0f32, 1., -1.]);
+            compare(&x, &weight, &bias, 0, rectified, 1e-6);
+        }
+    }
+
+    #[test]
+    fn equals_plain_operators_on_lenets_blocks() {
+        tch::set_num_threads(1);
+        for (channels, outputs, side) in [(1, 6, 32), (6, 16, 14)] {
+            let options = (Kind::Float, Device::Cpu);
+            let x = Tensor::randn([100, channels, side, side], options);
+            let weight = Tensor::randn([outputs, channels, 5, 5], options) * 0.1;
+            compare(&x, &weight, &Tensor::randn([outputs], options), 0, true, 2e-6);
+        }
+    }
+
+    #[test]
+    fn nan_passes_through() {
+        let x = Tensor::zeros([1, 1, 6, 6], (Kind::Float, Device::Cpu));
+        let weight = Tensor::full([1, 1, 3, 3], f64::NAN, (Kind::Float, Device::Cpu));
+        let bias = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+        if fits(&x, &weight) {
+            let (y, saved) = forward(&x, &weight, &bias, 0, true).unwrap();
+            assert!(bool::try_from(y.isnan().all()).unwrap());
+            let gradient = backward(&saved, &weight, &y.ones_like(), true).unwrap();
+            assert_eq!(gradient.bias.double_value(&[0]), 4.);
+            assert!(bool::try_from(gradient.x.unwrap().isnan().any()).unwrap());
+        }
+    }
+}
