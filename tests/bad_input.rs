@@ -115,7 +115,7 @@ fn a_setting_that_cannot_be_is_refused_before_anything_runs() {
         ),
         (
             &["--set", "images.size32=crop"],
-            &["--set images.size32=crop", "known are pad, resize"],
+            &["--set images.size32=crop", "expected `pad` or `resize`"],
         ),
         (&["--set", "epochs"], &["--set \"epochs\" is no KEY=VALUE"]),
         (&["--set", "epochs=0"], &["epochs must be at least 1, found 0"]),
@@ -208,7 +208,10 @@ fn a_settings_file_that_cannot_be_used_is_named() {
             "No such file",
         ),
         (place.path().to_str().unwrap().to_owned(), "directory"),
-        (file("malformed.toml", "epochs = \n[alpha\n"), "line 1"),
+        (
+            file("malformed.toml", "epochs = \n[alpha\n"),
+            "TOML parse error at line",
+        ),
         (
             file("unknown.toml", "[alpha]\nponits = 3\n"),
             "unknown setting \"alpha.ponits\"",
@@ -333,10 +336,12 @@ fn manifest(run: &Path) -> Value {
     serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
 }
 
+/// Which file, what is done to it, and what must be said of it.
+type Damaged = (usize, fn(&mut Vec<u8>), &'static [&'static str]);
+
 #[test]
 fn a_damaged_data_file_is_named_with_what_is_wrong() {
-    type Damage = fn(&mut Vec<u8>);
-    let cases: [(usize, Damage, &[&str]); 9] = [
+    let cases: [Damaged; 9] = [
         (
             TRAIN_IMAGES,
             |bytes| bytes.truncate(1000),
@@ -555,12 +560,12 @@ fn a_full_disk_costs_no_finished_work() {
     );
     let hidden = walk(&run)
         .into_iter()
-        .filter(|path| path.to_str().unwrap().ends_with(".part"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "part"))
         .count();
     assert_eq!(hidden, 0, "half-written files are cleared away");
     let trials: Vec<PathBuf> = walk(&run.join("trials"));
     assert_eq!(trials.len(), 1, "{trials:?}");
-    let finished = fs::read(&trials[0]).unwrap();
+    let finished = fs::metadata(&trials[0]).unwrap().modified().unwrap();
 
     assert!(disk.tool("mount", &["-o", "remount,size=16m"]));
     flatness(out, TINY)
@@ -570,7 +575,7 @@ fn a_full_disk_costs_no_finished_work() {
     assert_eq!(newest(out), run);
     assert_eq!(manifest(&run)["status"], "finished");
     assert!(
-        fs::read(&trials[0]).unwrap() == finished,
+        fs::metadata(&trials[0]).unwrap().modified().unwrap() == finished,
         "the finished trial was kept"
     );
     let elsewhere = TempDir::new().unwrap();
@@ -584,9 +589,9 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            files.extend(walk(&path))
+            files.extend(walk(&path));
         } else {
-            files.push(path)
+            files.push(path);
         }
     }
     files.sort();
@@ -600,6 +605,8 @@ fn assert_same_tables(left: &Path, right: &Path) {
     }
 }
 
+type Damage = fn(&[u8]) -> Vec<u8>;
+
 /// Checkpoints that are cut, blank or of another kind: their trials are trained again, to the same numbers.
 #[test]
 fn a_damaged_checkpoint_costs_its_trial_and_no_more() {
@@ -612,7 +619,6 @@ fn a_damaged_checkpoint_costs_its_trial_and_no_more() {
     }
     let trials = walk(&run.join("trials"));
     let whole: Vec<Vec<u8>> = trials.iter().map(|path| fs::read(path).unwrap()).collect();
-    type Damage = fn(&[u8]) -> Vec<u8>;
     let damages: [Damage; 4] = [
         |bytes| bytes[..bytes.len() / 2].to_vec(),
         |bytes| vec![0; bytes.len()],
@@ -635,7 +641,21 @@ fn a_damaged_checkpoint_costs_its_trial_and_no_more() {
         resumed.stderr(contains("is not usable").count(2).and(contains("trained again")));
         assert_eq!(newest(out.path()), run);
         assert_same_tables(&run, kept.path());
-        let mended: Vec<Vec<u8>> = trials.iter().map(|path| fs::read(path).unwrap()).collect();
-        assert!(mended == whole, "the checkpoints are what they were");
+        for (path, bytes) in trials.iter().zip(&whole) {
+            assert!(
+                parts(&fs::read(path).unwrap()) == parts(bytes),
+                "{} is what it was",
+                path.display()
+            );
+        }
     }
+}
+
+/// A safetensors file's header, whose entries have no order, and its numbers.
+fn parts(bytes: &[u8]) -> (Value, &[u8]) {
+    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    (
+        serde_json::from_slice(&bytes[8..8 + length]).unwrap(),
+        &bytes[8 + length..],
+    )
 }

@@ -91,8 +91,11 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
+/// A run that can start, or nothing to run, or an error with the exit code that it means.
+type Prepared<S> = Result<Option<(S, Run)>, (anyhow::Error, u8)>;
+
 /// From the command line to a run that can start; `None` when there is nothing to run.
-fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Option<(E::Settings, Run)>, (anyhow::Error, u8)> {
+fn prepare<E: Experiment>(arguments: &Arguments) -> Prepared<E::Settings> {
     let usage = |error: anyhow::Error| (error, USAGE);
     let settings: E::Settings = resolve(E::PRESETS, arguments).map_err(|error| usage(error.into()))?;
     E::check(&settings).map_err(usage)?;
@@ -126,19 +129,16 @@ fn open<E: Experiment>(settings: &E::Settings, text: &str, arguments: &Arguments
     if arguments.resume && resumed.is_none() {
         progress.note("nothing to resume with these settings: this run starts from the beginning");
     }
-    let (folder, manifest) = match resumed {
-        Some(folder) => {
-            let mut manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
-            manifest.resumed.push(flatland_record::now_rfc3339());
-            manifest.status = Status::Running;
-            manifest.error = None;
-            progress.note(&format!("resuming {}", folder.path().display()));
-            (folder, manifest)
-        }
-        None => {
-            let folder = RunFolder::create(&arguments.out, E::NAME, &identity)?;
-            (folder, new_manifest::<E>(settings, arguments, &device)?)
-        }
+    let (folder, manifest) = if let Some(folder) = resumed {
+        let mut manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
+        manifest.resumed.push(flatland_record::now_rfc3339());
+        manifest.status = Status::Running;
+        manifest.error = None;
+        progress.note(&format!("resuming {}", folder.path().display()));
+        (folder, manifest)
+    } else {
+        let folder = RunFolder::create(&arguments.out, E::NAME, &identity)?;
+        (folder, new_manifest::<E>(settings, arguments, &device)?)
     };
     folder.lock().map(std::mem::forget)?;
     let on = device.reason.as_deref().map(|reason| format!(" (auto: {reason})")).unwrap_or_default();

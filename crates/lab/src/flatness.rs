@@ -286,6 +286,7 @@ fn interpolation_table(settings: &Settings, lines: &[Vec<Point>]) -> Result<Tabl
 }
 
 /// Loss varies by factors along a line, so its mean over seeds is geometric; accuracy's is arithmetic.
+#[allow(clippy::float_cmp)] // Points carry the very value of the grid.
 fn over_seeds(points: &[Point], alpha: f64, of: impl Fn(&Point) -> Evaluation) -> Option<(Interval, Interval)> {
     let values: Vec<Evaluation> = points.iter().filter(|point| point.alpha == alpha).map(of).collect();
     let losses: Vec<f64> = values.iter().map(|value| value.loss).collect();
@@ -294,7 +295,9 @@ fn over_seeds(points: &[Point], alpha: f64, of: impl Fn(&Point) -> Evaluation) -
 }
 
 const LEVEL: f64 = 0.95;
-const SPLITS: [(&str, fn(&Point) -> Evaluation); 2] = [("train", |point| point.train), ("test", |point| point.test)];
+/// A split's name, and how to take its value from a point or a row.
+type Of<T> = (&'static str, fn(&T) -> Evaluation);
+const SPLITS: [Of<Point>; 2] = [("train", |point| point.train), ("test", |point| point.test)];
 
 fn interpolation_mean_table(settings: &Settings, lines: &[Vec<Point>], alphas: &[f64]) -> Result<Table> {
     let mut table = Table::new(&[
@@ -365,7 +368,7 @@ fn training_figure(settings: &Settings, run: &Run, seeds: &[u64], minima: &[Mini
     let mut accuracy = Panel::new("accuracy", Axis::linear("epoch"), Axis::linear("accuracy (%)"));
     for (index, minimum) in minima.iter().enumerate() {
         let curves: Vec<&[EpochRow]> = trained.iter().skip(index).step_by(minima.len()).map(|one| one.curve.as_slice()).collect();
-        let splits: [(&str, fn(&EpochRow) -> Evaluation); 2] = [("train", |row| row.train), ("test", |row| row.test)];
+        let splits: [Of<EpochRow>; 2] = [("train", |row| row.train), ("test", |row| row.test)];
         for (split, of) in splits {
             let name = format!("{minimum}, {split}");
             let dash = |series: Series| if split == "test" { series.dashed() } else { series };

@@ -58,17 +58,14 @@ pub fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial
     let device = run.device.device;
     let path = run.folder.trial_path(&key(run, network, images, trial)?, "safetensors");
     let saved = if path.exists() { read_checkpoint(run, network, &path) } else { None };
-    let (mut training, mut curve) = match &saved {
-        Some((checkpoint, curve)) => {
-            let optimiser = checkpoint.optimiser(trial.optimiser, device)?;
-            let theta = checkpoint.theta.f_to_device(device)?;
-            stage.skip(u64::from(checkpoint.epochs) * images.train.count() as u64);
-            (start(network, images, trial, theta, optimiser, checkpoint.epochs), curve.clone())
-        }
-        None => {
-            let theta = initialise(network, trial.seed, trial.stream, Kind::Float, device)?;
-            (start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0), Vec::new())
-        }
+    let (mut training, mut curve) = if let Some((checkpoint, curve)) = &saved {
+        let optimiser = checkpoint.optimiser(trial.optimiser, device)?;
+        let theta = checkpoint.theta.f_to_device(device)?;
+        stage.skip(u64::from(checkpoint.epochs) * images.train.count() as u64);
+        (start(network, images, trial, theta, optimiser, checkpoint.epochs), curve.clone())
+    } else {
+        let theta = initialise(network, trial.seed, trial.stream, Kind::Float, device)?;
+        (start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0), Vec::new())
     };
 
     let mut last_save = Instant::now();
