@@ -14,9 +14,9 @@ pub struct AlphaGrid {
 /// A grid that cannot be walked.
 #[derive(Debug, Error, PartialEq)]
 pub enum GridError {
-    /// Nothing to look at.
-    #[error("the α grid needs at least 1 point, found {0}")]
-    Empty(usize),
+    /// Nothing to look at, or more than can be looked at.
+    #[error("the α grid needs 1 to 1,000,000 points, found {0}")]
+    Points(usize),
     /// The ends are no interval.
     #[error("the α grid must run from a smaller to a larger finite value, found {0} to {1}")]
     Ends(f64, f64),
@@ -27,10 +27,10 @@ impl AlphaGrid {
     /// and α = 1 exactly, the two minima themselves, which an even grid rarely hits. Ascending, without repetition.
     ///
     /// # Errors
-    /// [`GridError`] for no points, or ends that are not finite and ascending.
+    /// [`GridError`] for no points or over a million, or ends that are not finite and ascending.
     pub fn with_minima(from: f64, to: f64, points: usize) -> std::result::Result<Self, GridError> {
-        if points == 0 {
-            return Err(GridError::Empty(points));
+        if !(1..=1_000_000).contains(&points) {
+            return Err(GridError::Points(points));
         }
         if !(from < to && from.is_finite() && to.is_finite()) {
             return Err(GridError::Ends(from, to));
@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_grid() {
-        assert_eq!(AlphaGrid::with_minima(-2., 2., 0), Err(GridError::Empty(0)));
+        assert_eq!(AlphaGrid::with_minima(-2., 2., 0), Err(GridError::Points(0)));
+        assert!(AlphaGrid::with_minima(-2., 2., usize::MAX).is_err());
         assert!(AlphaGrid::with_minima(2., -2., 5).is_err());
         assert!(AlphaGrid::with_minima(f64::NAN, 2., 5).is_err());
     }

@@ -4,7 +4,7 @@ use crate::command::Arguments;
 use crate::progress::Progress;
 use crate::run::{Interrupted, Run};
 use crate::settings::resolve;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, FromArgMatches};
 use flatland_network::allocator;
 use flatland_network::device::{ChosenDevice, DeviceChoice, choose};
@@ -133,7 +133,7 @@ fn open<E: Experiment>(settings: &E::Settings, text: &str, arguments: &Arguments
         let mut manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
         manifest.resumed.push(flatland_record::now_rfc3339());
         manifest.status = Status::Running;
-        manifest.error = None;
+        (manifest.error, manifest.ended, manifest.exit_code) = (None, None, None);
         progress.note(&format!("resuming {}", folder.path().display()));
         (folder, manifest)
     } else {
@@ -230,13 +230,11 @@ fn closing_table(run: &Run) -> comfy_table::Table {
 /// More repetitions than anyone runs; a slip of the keyboard should not fill the memory.
 const MOST_SEEDS: u64 = 100_000;
 
-/// Refuses a count of repetitions that is no count.
+/// Refuses a count of repetitions that is none, or surely a slip.
 ///
 /// # Errors
-/// One sentence, when it is 0 or beyond all measure.
+/// One sentence, when it is not between 1 and 100,000.
 pub(crate) fn check_seeds(seeds: u64) -> Result<()> {
-    if !(1..=MOST_SEEDS).contains(&seeds) {
-        bail!("seeds must lie between 1 and {MOST_SEEDS}, found {seeds}");
-    }
+    ensure!((1..=100_000).contains(&seeds), "seeds must lie between 1 and 100,000, found {seeds}");
     Ok(())
 }
