@@ -55,7 +55,8 @@ struct Out(TempDir);
 
 impl Out {
     fn new() -> Self {
-        Self(TempDir::new().unwrap())
+        // In the build folder, since what statics hold is never dropped.
+        Self(TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
     }
 
     /// The experiment with these arguments, not yet started.
@@ -111,7 +112,7 @@ fn rows(run: &Path, file: &str) -> Vec<BTreeMap<String, String>> {
     reader.deserialize().map(Result::unwrap).collect()
 }
 
-/// A safetensors file: its header with `PyTorch`'s names, whose entries have no order, and its numbers.
+/// A safetensors file: its header with PyTorch's names, whose entries have no order, and its numbers.
 fn parts(bytes: &[u8]) -> (Value, &[u8]) {
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
     (

@@ -7,7 +7,7 @@
 //! others write 100 each for testing: the test set is of unseen hands, so that training and test loss differ.
 //!
 //! It is as hard as MNIST in kind, not MNIST: numbers found on it are no numbers about MNIST, and a run's
-//! manifest names it. Measured with `PyTorch`, one run each, pixels normalised by 0.1307 and 0.3081, seed 0;
+//! manifest names it. Measured with PyTorch, one run each, pixels normalised by 0.1307 and 0.3081, seed 0;
 //! beside it the real MNIST by the same script (training loss over the first 20,000 images):
 //!
 //! | network and training | `digits`: loss train / test, accuracy test | MNIST |
@@ -16,7 +16,7 @@
 //! | B | 0.148 / 0.186, 94.5 % | 0.129 / 0.172, 94.7 % |
 //! | C | 0.229 / 0.244, 92.7 % | 0.196 / 0.215, 93.7 % |
 //!
-//! A: `LeNet` at 32x32 (padded), SGD lr 0.01, Nesterov momentum 0.9, batch 100, 15 epochs.
+//! A: LeNet at 32x32 (padded), SGD lr 0.01, Nesterov momentum 0.9, batch 100, 15 epochs.
 //! B: dense 784-16-14-10, Adam lr 0.001, batch 100, 10 epochs. C: as B, lr 0.0004, batch 1,000, 32 epochs.
 
 mod render;

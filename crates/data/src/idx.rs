@@ -1,7 +1,7 @@
 //! IDX, the file format of the MNIST family, packed with gzip or not.
 //!
 //! Big-endian: the magic number 0x00000801 (labels: bytes, one dimension) or 0x00000803 (images: bytes,
-//! three), then each dimension as u32, then the bytes. Format: the MNIST page of Yann `LeCun`, Corinna Cortes
+//! three), then each dimension as u32, then the bytes. Format: the MNIST page of Yann LeCun, Corinna Cortes
 //! and Christopher Burges.
 
 use std::fs::File;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::DataError;
 
-/// How 28x28 becomes 32x32, the size that `LeNet` takes. In settings: `pad`, `resize`.
+/// How 28x28 becomes 32x32, the size that LeNet takes. In settings: `pad`, `resize`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Size32 {

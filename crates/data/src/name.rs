@@ -13,7 +13,7 @@ use crate::DataError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DataSetName {
-    /// Handwritten digits (`LeCun`, Cortes and Burges 1998).
+    /// Handwritten digits (LeCun, Cortes and Burges 1998).
     Mnist,
     /// Articles of clothing (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747).
     FashionMnist,

@@ -36,7 +36,13 @@ impl AlphaGrid {
             return Err(GridError::Ends(from, to));
         }
         let last = points - 1;
-        let place = |k: usize| if last == 0 { f64::midpoint(from, to) } else { from + (to - from) * k as f64 / last as f64 };
+        let place = |k: usize| {
+            if last == 0 {
+                f64::midpoint(from, to)
+            } else {
+                from + (to - from) * k as f64 / last as f64
+            }
+        };
         let mut alphas: Vec<f64> = (0..points).map(place).chain([0., 1.]).collect();
         alphas.sort_by(f64::total_cmp);
         // -0.0 and 0.0 are one point, and so are values that differ by rounding alone.
@@ -62,7 +68,9 @@ impl AlphaGrid {
 /// # Errors
 /// When the shapes differ.
 pub fn interpolate(theta1: &Tensor, theta2: &Tensor, alpha: f64) -> Result<Tensor> {
-    Ok(theta1.f_mul_scalar(1. - alpha)?.f_add(&theta2.f_mul_scalar(alpha)?)?)
+    Ok(theta1
+        .f_mul_scalar(1. - alpha)?
+        .f_add(&theta2.f_mul_scalar(alpha)?)?)
 }
 
 #[cfg(test)]
@@ -81,9 +89,15 @@ mod tests {
 
     #[test]
     fn a_grid_that_meets_the_minima_does_not_repeat_them() {
-        assert_eq!(AlphaGrid::with_minima(-2., 2., 5).unwrap().alphas(), [-2., -1., 0., 1., 2.]);
+        assert_eq!(
+            AlphaGrid::with_minima(-2., 2., 5).unwrap().alphas(),
+            [-2., -1., 0., 1., 2.]
+        );
         assert_eq!(AlphaGrid::with_minima(0., 1., 11).unwrap().alphas().len(), 11);
-        assert_eq!(AlphaGrid::with_minima(-1., 2., 1).unwrap().alphas(), [0., 0.5, 1.]);
+        assert_eq!(
+            AlphaGrid::with_minima(-1., 2., 1).unwrap().alphas(),
+            [0., 0.5, 1.]
+        );
     }
 
     #[test]

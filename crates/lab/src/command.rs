@@ -35,7 +35,11 @@ pub struct Arguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
 
-    #[arg(long, value_name = "DIR", help = "Folder with the data sets [default: $FLATLAND_DATA, else the platform's data folder]")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        help = "Folder with the data sets [default: $FLATLAND_DATA, else the platform's data folder]"
+    )]
     pub data_dir: Option<PathBuf>,
 
     /// Folder for runs: this one goes to DIR/<experiment>/<time>-<settings>/

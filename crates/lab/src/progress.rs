@@ -27,7 +27,11 @@ pub struct Stage {
 
 impl Progress {
     pub fn new(quiet: bool) -> Self {
-        Self { quiet, terminal: std::io::stderr().is_terminal(), download: Mutex::new(None) }
+        Self {
+            quiet,
+            terminal: std::io::stderr().is_terminal(),
+            download: Mutex::new(None),
+        }
     }
 
     /// A line for the user, such as which device was chosen.
@@ -39,9 +43,14 @@ impl Progress {
 
     /// Begins a stage of so many units of work.
     pub fn stage(&self, what: &str, units: u64) -> Stage {
-        let target = if self.quiet || !self.terminal { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target = if self.quiet || !self.terminal {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
         let bar = ProgressBar::with_draw_target(Some(units), target);
-        let style = ProgressStyle::with_template("{prefix} {bar:32} {percent:>3} %  {eta_precise} left  {wide_msg}");
+        let style =
+            ProgressStyle::with_template("{prefix} {bar:32} {percent:>3} %  {eta_precise} left  {wide_msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
@@ -49,7 +58,11 @@ impl Progress {
         if last_line.is_some() {
             eprintln!("{what} …");
         }
-        Stage { what: what.to_owned(), bar, last_line }
+        Stage {
+            what: what.to_owned(),
+            bar,
+            last_line,
+        }
     }
 }
 
@@ -63,7 +76,11 @@ impl Stage {
             if last_line.elapsed() >= LINE_EVERY {
                 *last_line = Instant::now();
                 let percent = 100 * self.bar.position() / self.bar.length().unwrap_or(1).max(1);
-                eprintln!("{}: {percent} %, {} left; {now}", self.what, HumanDuration(self.bar.eta()));
+                eprintln!(
+                    "{}: {percent} %, {} left; {now}",
+                    self.what,
+                    HumanDuration(self.bar.eta())
+                );
             }
         }
         self.bar.set_message(now);
@@ -80,14 +97,23 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
         if self.last_line.is_some() {
-            eprintln!("{}: {} in {}", self.what, self.ended(), HumanDuration(self.bar.elapsed()));
+            eprintln!(
+                "{}: {} in {}",
+                self.what,
+                self.ended(),
+                HumanDuration(self.bar.elapsed())
+            );
         }
     }
 }
 
 impl Stage {
     fn ended(&self) -> &'static str {
-        if self.bar.position() >= self.bar.length().unwrap_or(0) { "done" } else { "stopped" }
+        if self.bar.position() >= self.bar.length().unwrap_or(0) {
+            "done"
+        } else {
+            "stopped"
+        }
     }
 }
 
@@ -98,7 +124,8 @@ impl flatland_data::Progress for Progress {
             return;
         }
         let bar = total_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
-        let style = ProgressStyle::with_template("{bar:32} {binary_bytes} of {binary_total_bytes}  {eta} left");
+        let style =
+            ProgressStyle::with_template("{bar:32} {binary_bytes} of {binary_total_bytes}  {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         *self.download.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar);
     }
@@ -110,7 +137,12 @@ impl flatland_data::Progress for Progress {
     }
 
     fn end(&self) {
-        if let Some(bar) = self.download.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(bar) = self
+            .download
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             bar.finish_and_clear();
         }
     }

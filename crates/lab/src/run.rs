@@ -37,7 +37,11 @@ pub struct Run {
 impl Run {
     /// An error if the user asked to stop; called between epochs and between jobs.
     pub fn check_interrupted(&self) -> Result<()> {
-        if self.interrupted.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
+        if self.interrupted.load(Ordering::Relaxed) {
+            Err(Interrupted.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes `<name>.csv`; `what` describes a row for the closing table.
@@ -56,7 +60,10 @@ impl Run {
     }
 
     fn note_written(&self, file: String, what: &str) {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).push((file, what.to_owned()));
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((file, what.to_owned()));
     }
 
     /// Writes into the manifest which data were really used.
@@ -71,7 +78,13 @@ impl Run {
     }
 
     /// Closes the manifest.
-    pub(crate) fn close(&self, status: Status, error: Option<String>, exit_code: u8, seconds: f64) -> Result<()> {
+    pub(crate) fn close(
+        &self,
+        status: Status,
+        error: Option<String>,
+        exit_code: u8,
+        seconds: f64,
+    ) -> Result<()> {
         let files: Vec<FileRecord> = self.folder.file_records()?;
         self.update_manifest(|manifest| {
             manifest.status = status;

@@ -1,4 +1,4 @@
-//! How long an epoch of training `LeNet`, and its evaluation, take: one JSON line per measurement.
+//! How long an epoch of training LeNet, and its evaluation, take: one JSON line per measurement.
 //!
 //! `speed <folder> <threads> <batch>`; the folder holds `images` (u8, N x 28 x 28) and `labels` (u8, N), as
 //! scripts/bench writes them. The other side is scripts/reference/training.py.
@@ -130,7 +130,7 @@ fn epochs(
 }
 
 /// The peer that acceptance compares with: plain operators on the same flat θ, pooling as the maximum of four strided
-/// views, `ReLU` after it.
+/// views, ReLU after it.
 fn evaluate_views(network: &Network, theta: &Tensor, examples: &Examples, chunk: i64) -> Result<(f64, f64)> {
     let _no_grad = tch::no_grad_guard();
     let parameters: Vec<Tensor> = network

@@ -3,7 +3,7 @@
 /// Keeps freed tensor memory in the process instead of handing every large block back to the kernel.
 ///
 /// By default glibc maps each block over 128 kB afresh, so that every tensor of every operation is paid for with page
-/// faults: a factor of three on `LeNet`'s evaluation at large chunks. Call once, first thing in `main`; without glibc it
+/// faults: a factor of three on LeNet's evaluation at large chunks. Call once, first thing in `main`; without glibc it
 /// does nothing. 32 MiB is the largest threshold that glibc takes; chunks of data are sized to stay below it.
 pub fn keep_large_blocks() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -1,8 +1,8 @@
-//! Convolution, `ReLU` and 2x2 max-pooling as one block, on a CPU with AVX-512.
+//! Convolution, ReLU and 2x2 max-pooling as one block, on a CPU with AVX-512.
 //!
-//! Two facts make it faster than the operators one by one. `ReLU` commutes with the maximum, so a block needs its
+//! Two facts make it faster than the operators one by one. ReLU commutes with the maximum, so a block needs its
 //! convolution's output for no longer than it takes to compare four numbers. And of the gradient with respect to that
-//! output at most a quarter is not zero: only each window's winner gets any, and none where `ReLU` is closed. The backward
+//! output at most a quarter is not zero: only each window's winner gets any, and none where ReLU is closed. The backward
 //! pass therefore walks a list of winners instead of convolving.
 //!
 //! The same numbers as the plain operators, but for the order of sums: tested below, ties included. Where these kernels do
@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 pub struct Saved {
     /// `[B, C, H, W]`, with the zeros of the padding.
     x: Tensor,
-    /// Per pooled number, which of its window won (row by row, 0 to 3), or 4 where `ReLU` is closed.
+    /// Per pooled number, which of its window won (row by row, 0 to 3), or 4 where ReLU is closed.
     winners: Vec<u8>,
     padding: i64,
 }
@@ -40,12 +40,18 @@ const OWN_CONVOLUTION_CHANNELS: usize = 3;
 /// Whether the kernels can do it: f32 on a CPU with AVX-512, a square kernel of at most 8x8.
 pub fn fits(x: &Tensor, weight: &Tensor) -> bool {
     let kernel = weight.size()[2] as usize;
-    available() && x.device() == Device::Cpu && x.kind() == Kind::Float && weight.kind() == Kind::Float && kernel <= MAX_KERNEL
+    available()
+        && x.device() == Device::Cpu
+        && x.kind() == Kind::Float
+        && weight.kind() == Kind::Float
+        && kernel <= MAX_KERNEL
 }
 
 #[cfg(target_arch = "x86_64")]
 fn available() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("fma")
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("fma")
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -55,19 +61,43 @@ fn available() -> bool {
 
 /// `[B, C, H, W]`, `[O, C, K, K]` and `[O]` to `[B, O, H' / 2, W' / 2]`, with H' and W' the convolution's sizes.
 ///
-/// `rectified` says whether `ReLU` comes before (or, the same, after) the pooling. No graph is built.
-pub fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool) -> Result<(Tensor, Saved)> {
+/// `rectified` says whether ReLU comes before (or, the same, after) the pooling. No graph is built.
+pub fn forward(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    padding: i64,
+    rectified: bool,
+) -> Result<(Tensor, Saved)> {
     let _no_grad = tch::no_grad_guard();
-    let x = if padding > 0 { x.f_constant_pad_nd([padding; 4])? } else { x.f_contiguous()? };
+    let x = if padding > 0 {
+        x.f_constant_pad_nd([padding; 4])?
+    } else {
+        x.f_contiguous()?
+    };
     let shape = Shape::of(&x, weight);
     let (weight, bias) = (weight.f_contiguous()?, bias.f_contiguous()?);
     let y = Tensor::f_empty(shape.pooled(), (Kind::Float, Device::Cpu))?;
     let mut winners = vec![0; y.numel()];
     if shape.inputs <= OWN_CONVOLUTION_CHANNELS {
-        kernels::convolve_and_pool(numbers(&x), numbers(&weight), numbers(&bias), numbers_mut(&y), &mut winners, shape, rectified);
+        kernels::convolve_and_pool(
+            numbers(&x),
+            numbers(&weight),
+            numbers(&bias),
+            numbers_mut(&y),
+            &mut winners,
+            shape,
+            rectified,
+        );
     } else {
         let convolved = x.f_conv2d(&weight, Some(&bias), 1, 0, 1, 1)?.f_contiguous()?;
-        kernels::pool(numbers(&convolved), numbers_mut(&y), &mut winners, shape, rectified);
+        kernels::pool(
+            numbers(&convolved),
+            numbers_mut(&y),
+            &mut winners,
+            shape,
+            rectified,
+        );
     }
     Ok((y, Saved { x, winners, padding }))
 }
@@ -83,7 +113,13 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
         x: with_x.then(|| saved.x.f_empty_like()).transpose()?,
     };
     let open = kernels::Open::list(&saved.winners, numbers(&gradient), shape);
-    kernels::weight_gradient(&open, numbers(&saved.x), numbers_mut(&result.weight), numbers_mut(&result.bias), shape);
+    kernels::weight_gradient(
+        &open,
+        numbers(&saved.x),
+        numbers_mut(&result.weight),
+        numbers_mut(&result.bias),
+        shape,
+    );
     let Some(mut dx) = result.x else { return Ok(result) };
     kernels::input_gradient(&open, numbers(&weight), numbers_mut(&dx), shape);
     if saved.padding > 0 {
@@ -92,7 +128,10 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
             dx = dx.f_narrow(dimension, saved.padding, length - 2 * saved.padding)?;
         }
     }
-    Ok(BlockGradient { x: Some(dx), ..result })
+    Ok(BlockGradient {
+        x: Some(dx),
+        ..result
+    })
 }
 
 /// The numbers of a contiguous f32 tensor on the CPU.
@@ -124,7 +163,14 @@ impl Shape {
     fn of(x: &Tensor, weight: &Tensor) -> Self {
         let (x, weight) = (x.size(), weight.size());
         let [batch, inputs, height, width] = [0, 1, 2, 3].map(|dimension: usize| x[dimension] as usize);
-        Self { batch, inputs, height, width, outputs: weight[0] as usize, kernel: weight[2] as usize }
+        Self {
+            batch,
+            inputs,
+            height,
+            width,
+            outputs: weight[0] as usize,
+            kernel: weight[2] as usize,
+        }
     }
 
     /// Height and width of the convolution's output.
@@ -139,7 +185,12 @@ impl Shape {
 
     fn pooled(self) -> [i64; 4] {
         let (height, width) = self.windows();
-        [self.batch as i64, self.outputs as i64, height as i64, width as i64]
+        [
+            self.batch as i64,
+            self.outputs as i64,
+            height as i64,
+            width as i64,
+        ]
     }
 }
 
@@ -156,7 +207,16 @@ mod kernels {
         }
     }
 
-    pub fn convolve_and_pool(_: &[f32], _: &[f32], _: &[f32], _: &mut [f32], _: &mut [u8], _: Shape, _: bool) {}
+    pub fn convolve_and_pool(
+        _: &[f32],
+        _: &[f32],
+        _: &[f32],
+        _: &mut [f32],
+        _: &mut [u8],
+        _: Shape,
+        _: bool,
+    ) {
+    }
     pub fn pool(_: &[f32], _: &mut [f32], _: &mut [u8], _: Shape, _: bool) {}
     pub fn weight_gradient(_: &Open, _: &[f32], _: &mut [f32], _: &mut [f32], _: Shape) {}
     pub fn input_gradient(_: &Open, _: &[f32], _: &mut [f32], _: Shape) {}
@@ -171,8 +231,8 @@ mod kernels {
         __m256, __m512, _CMP_GT_OQ, _CMP_LE_OQ, _CMP_UNORD_Q, _mm256_cmp_ps_mask, _mm256_fmadd_ps,
         _mm256_loadu_ps, _mm256_mask_blend_epi32, _mm256_mask_cvtepi32_storeu_epi8, _mm256_mask_mov_ps,
         _mm256_mask_storeu_ps, _mm256_maskz_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-        _mm256_setzero_si256, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_fmadd_ps, _mm512_maskz_loadu_ps,
-        _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_set_epi32, _mm512_setzero_ps,
+        _mm256_setzero_si256, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_fmadd_ps,
+        _mm512_maskz_loadu_ps, _mm512_permutexvar_ps, _mm512_set_epi32, _mm512_set1_ps, _mm512_setzero_ps,
     };
 
     /// The lowest `count` lanes.
@@ -191,18 +251,26 @@ mod kernels {
         )
     }
 
-    /// Up to eight windows of two rows: the first maximum of each, row by row, as `PyTorch` takes it; NaN wins.
+    /// Up to eight windows of two rows: the first maximum of each, row by row, as PyTorch takes it; NaN wins.
     ///
     /// # Safety
     /// `count` numbers can be written behind both pointers.
     #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn pool_windows(upper: __m512, lower: __m512, y: *mut f32, winners: *mut u8, count: usize, rectified: bool) {
+    unsafe fn pool_windows(
+        upper: __m512,
+        lower: __m512,
+        y: *mut f32,
+        winners: *mut u8,
+        count: usize,
+        rectified: bool,
+    ) {
         let (first, second) = split(upper);
         let (third, fourth) = split(lower);
         let mut largest = first;
         let mut winner = _mm256_setzero_si256();
         for (index, next) in [(1, second), (2, third), (3, fourth)] {
-            let greater = _mm256_cmp_ps_mask::<_CMP_GT_OQ>(next, largest) | _mm256_cmp_ps_mask::<_CMP_UNORD_Q>(next, next);
+            let greater = _mm256_cmp_ps_mask::<_CMP_GT_OQ>(next, largest)
+                | _mm256_cmp_ps_mask::<_CMP_UNORD_Q>(next, next);
             largest = _mm256_mask_mov_ps(largest, greater, next);
             winner = _mm256_mask_blend_epi32(greater, winner, _mm256_set1_epi32(index));
         }
@@ -243,14 +311,21 @@ mod kernels {
                     unsafe {
                         let upper = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(from));
                         let lower = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(from + width));
-                        pool_windows(upper, lower, y.as_mut_ptr().add(to), winners.as_mut_ptr().add(to), count, rectified);
+                        pool_windows(
+                            upper,
+                            lower,
+                            y.as_mut_ptr().add(to),
+                            winners.as_mut_ptr().add(to),
+                            count,
+                            rectified,
+                        );
                     }
                 }
             }
         }
     }
 
-    /// Convolution, bias, pooling and `ReLU` in one pass: sixteen columns of two rows at a time, for several outputs.
+    /// Convolution, bias, pooling and ReLU in one pass: sixteen columns of two rows at a time, for several outputs.
     pub fn convolve_and_pool(
         x: &[f32],
         weight: &[f32],
@@ -268,7 +343,11 @@ mod kernels {
         for (example, x) in x.chunks_exact(image).enumerate() {
             let mut output = 0;
             while output < shape.outputs {
-                let place = Place { example, output, rectified };
+                let place = Place {
+                    example,
+                    output,
+                    rectified,
+                };
                 // SAFETY: the caller checked the processor; the lengths were checked above.
                 output += unsafe {
                     match shape.outputs - output {
@@ -299,7 +378,14 @@ mod kernels {
         shape: Shape,
         place: Place,
     ) -> usize {
-        let Shape { inputs, height, width, outputs, kernel, .. } = shape;
+        let Shape {
+            inputs,
+            height,
+            width,
+            outputs,
+            kernel,
+            ..
+        } = shape;
         let (rows, columns) = shape.windows();
         let taps = inputs * kernel * kernel;
         for row in 0..rows {
@@ -320,12 +406,17 @@ mod kernels {
                             // 2 rows + kernel <= height.
                             let (above, below) = unsafe {
                                 let at = x.as_ptr().add(from + kx);
-                                (_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(mask, at.add(width)))
+                                (
+                                    _mm512_maskz_loadu_ps(mask, at),
+                                    _mm512_maskz_loadu_ps(mask, at.add(width)),
+                                )
                             };
                             let tap = (input * kernel + ky) * kernel + kx;
                             for n in 0..N {
                                 // SAFETY: one of `outputs * taps` weights.
-                                let w = _mm512_set1_ps(unsafe { *weight.get_unchecked((place.output + n) * taps + tap) });
+                                let w = _mm512_set1_ps(unsafe {
+                                    *weight.get_unchecked((place.output + n) * taps + tap)
+                                });
                                 upper[n] = _mm512_fmadd_ps(w, above, upper[n]);
                                 lower[n] = _mm512_fmadd_ps(w, below, lower[n]);
                             }
@@ -357,17 +448,24 @@ mod kernels {
     impl Open {
         pub fn list(winners: &[u8], gradient: &[f32], shape: Shape) -> Self {
             let (rows, columns) = shape.windows();
-            assert!(winners.len() == gradient.len() && winners.len() == shape.batch * shape.outputs * rows * columns);
+            assert!(
+                winners.len() == gradient.len()
+                    && winners.len() == shape.batch * shape.outputs * rows * columns
+            );
             let mut offsets = vec![0; winners.len()];
             let mut gradients = vec![0.; winners.len()];
             let mut starts = Vec::with_capacity(shape.batch * shape.outputs + 1);
             let mut count = 0;
-            let planes = winners.chunks_exact(rows * columns).zip(gradient.chunks_exact(rows * columns));
+            let planes = winners
+                .chunks_exact(rows * columns)
+                .zip(gradient.chunks_exact(rows * columns));
             for (winners, gradient) in planes {
                 starts.push(count as u32);
                 for row in 0..rows {
                     let cells = row * columns..(row + 1) * columns;
-                    for (column, (&winner, &g)) in winners[cells.clone()].iter().zip(&gradient[cells]).enumerate() {
+                    for (column, (&winner, &g)) in
+                        winners[cells.clone()].iter().zip(&gradient[cells]).enumerate()
+                    {
                         let winner_row = 2 * row + usize::from(winner >> 1 & 1);
                         let winner_column = 2 * column + usize::from(winner & 1);
                         // Written in any case and kept only if open: a branch here would be a coin toss.
@@ -378,10 +476,19 @@ mod kernels {
                 }
             }
             starts.push(count as u32);
-            Self { offsets, gradients, starts }
+            Self {
+                offsets,
+                gradients,
+                starts,
+            }
         }
 
-        fn of(&self, example: usize, output: usize, outputs: usize) -> impl Iterator<Item = (usize, f32)> + '_ {
+        fn of(
+            &self,
+            example: usize,
+            output: usize,
+            outputs: usize,
+        ) -> impl Iterator<Item = (usize, f32)> + '_ {
             let plane = example * outputs + output;
             let range = self.starts[plane] as usize..self.starts[plane + 1] as usize;
             let offsets = self.offsets[range.clone()].iter().map(|&offset| offset as usize);
@@ -391,7 +498,13 @@ mod kernels {
 
     /// `dW[o, c, :, :] = Σ g x[c, patch]` over the open entries of o, and `db[o] = Σ g`.
     pub fn weight_gradient(open: &Open, x: &[f32], dw: &mut [f32], db: &mut [f32], shape: Shape) {
-        let Shape { batch, inputs, outputs, kernel, .. } = shape;
+        let Shape {
+            batch,
+            inputs,
+            outputs,
+            kernel,
+            ..
+        } = shape;
         assert!(x.len() == batch * inputs * shape.height * shape.width && db.len() == outputs);
         assert!(dw.len() == outputs * inputs * kernel * kernel);
         for (output, db) in db.iter_mut().enumerate() {
@@ -427,7 +540,14 @@ mod kernels {
         output: usize,
         input: usize,
     ) -> usize {
-        let Shape { batch, inputs, height, width, outputs, .. } = shape;
+        let Shape {
+            batch,
+            inputs,
+            height,
+            width,
+            outputs,
+            ..
+        } = shape;
         let kernel = if K == 0 { shape.kernel } else { K };
         let mask = lanes(kernel) as u8;
         let mut sums = [[_mm256_setzero_ps(); MAX_KERNEL]; N];
@@ -439,7 +559,10 @@ mod kernels {
                     for (ky, sum) in sums.iter_mut().enumerate().take(kernel) {
                         // SAFETY: `kernel` numbers of a row of the patch, within the plane.
                         let row = unsafe {
-                            _mm256_maskz_loadu_ps(mask, x.as_ptr().add(first + (n * height + ky) * width + offset))
+                            _mm256_maskz_loadu_ps(
+                                mask,
+                                x.as_ptr().add(first + (n * height + ky) * width + offset),
+                            )
                         };
                         *sum = _mm256_fmadd_ps(g, row, *sum);
                     }
@@ -459,7 +582,14 @@ mod kernels {
     /// `dx[c, patch] += g W[o, c, :, :]` for every open entry: eight input channels are the lanes, so that what is added to
     /// lies in the same places again and again.
     pub fn input_gradient(open: &Open, weight: &[f32], dx: &mut [f32], shape: Shape) {
-        let Shape { batch, inputs, height, width, outputs, kernel } = shape;
+        let Shape {
+            batch,
+            inputs,
+            height,
+            width,
+            outputs,
+            kernel,
+        } = shape;
         let plane = height * width;
         assert!(dx.len() == batch * inputs * plane && weight.len() == outputs * inputs * kernel * kernel);
         let mut tile = vec![0f32; plane * 8];
@@ -496,7 +626,13 @@ mod kernels {
     }
 
     #[target_feature(enable = "avx512f,avx512vl,fma")]
-    unsafe fn scatter<const K: usize>(open: &Open, taps: &[f32], tile: &mut [f32], shape: Shape, example: usize) {
+    unsafe fn scatter<const K: usize>(
+        open: &Open,
+        taps: &[f32],
+        tile: &mut [f32],
+        shape: Shape,
+        example: usize,
+    ) {
         let kernel = if K == 0 { shape.kernel } else { K };
         for output in 0..shape.outputs {
             // SAFETY: `kernel²` vectors of eight per output.
@@ -523,69 +659,73 @@ mod kernels {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rand::Rng;
 
     /// The same block by plain operators and autograd: output, then gradients of weight, bias and x.
-    fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool, gradient: &Tensor) -> [Tensor; 4] {
+    fn plain(
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        padding: i64,
+        rectified: bool,
+        gradient: &Tensor,
+    ) -> [Tensor; 4] {
         let [x, weight, bias] = [x, weight, bias].map(|tensor| tensor.detach().set_requires_grad(true));
         let y = x.conv2d(&weight, Some(&bias), 1, padding, 1, 1);
         let y = if rectified { y.relu() } else { y };
         let y = y.max_pool2d(2, 2, 0, 1, false);
         let loss = (&y * gradient).sum(y.kind());
         let mut found = Tensor::run_backward(&[loss], &[&weight, &bias, &x], false, false).into_iter();
-        [y.detach(), found.next().unwrap(), found.next().unwrap(), found.next().unwrap()]
+        [
+            y.detach(),
+            found.next().unwrap(),
+            found.next().unwrap(),
+            found.next().unwrap(),
+        ]
     }
 
-    fn close(name: &str, ours: &Tensor, plain: &Tensor, tolerance: f64) {
-        assert_eq!(ours.size(), plain.size(), "{name}");
-        let error = (ours - plain).norm().double_value(&[]);
-        let scale = plain.norm().double_value(&[]).max(1e-30);
-        assert!(error <= tolerance * scale, "{name}: relative error {}", error / scale);
+    /// Small whole numbers, the same for the same salt: every sum is exact in f32, so that the order of sums does not matter
+    /// and equality can be asked to the last bit. Nearly every window has a tie.
+    fn whole_numbers(size: &[i64], salt: u64) -> Tensor {
+        let count: i64 = size.iter().product();
+        let mut generator = crate::streams::stream(salt, 0, 0, crate::streams::Purpose::Weights);
+        let numbers: Vec<f32> = (0..count)
+            .map(|_| f32::from(generator.gen_range(-3i8..=3)))
+            .collect();
+        Tensor::from_slice(&numbers).view(size)
     }
 
-    fn compare(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool, tolerance: f64) {
+    fn compare(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool) {
         if !fits(x, weight) {
             eprintln!("no AVX-512 here: nothing to compare");
             return;
         }
         let (y, saved) = forward(x, weight, bias, padding, rectified).unwrap();
-        let gradient = y.ones_like().cumsum(0, Kind::Float) * 0.3 + y.detach_copy().sin();
+        let gradient = whole_numbers(&y.size(), 99);
         let [expected, dw, db, dx] = plain(x, weight, bias, padding, rectified, &gradient);
         let ours = backward(&saved, weight, &gradient, true).unwrap();
-        close("y", &y, &expected, tolerance);
-        close("dW", &ours.weight, &dw, tolerance);
-        close("db", &ours.bias, &db, tolerance);
-        close("dx", &ours.x.unwrap(), &dx, tolerance);
+        for (name, ours, plain) in [
+            ("y", y, expected),
+            ("dW", ours.weight, dw),
+            ("db", ours.bias, db),
+            ("dx", ours.x.unwrap(), dx),
+        ] {
+            assert!(ours.equal(&plain), "{name}: {ours} instead of {plain}");
+        }
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn equals_plain_operators(
             batch in 1i64..4, inputs in 1i64..11, outputs in 1i64..9, kernel in 1i64..=8, padding in 0i64..3,
-            height in 9i64..22, width in 9i64..40, rectified: bool, seed: u16,
+            height in 9i64..22, width in 9i64..40, rectified: bool, seed: u64,
         ) {
             tch::set_num_threads(1);
-            let draw = |size: &[i64], salt: i64| {
-                let count: i64 = size.iter().product();
-                ((Tensor::arange(count, (Kind::Float, Device::Cpu)) + 1.) * (0.7 + f64::from(seed) * 1e-3 + salt as f64)).sin().view(size)
-            };
-            let x = draw(&[batch, inputs, height, width], 0);
-            let weight = draw(&[outputs, inputs, kernel, kernel], 1);
-            compare(&x, &weight, &draw(&[outputs], 2), padding, rectified, 2e-6);
-        }
-
-        /// Small integers: every sum is exact, and nearly every window has a tie.
-        #[test]
-        fn equals_plain_operators_with_ties(
-            values in prop::collection::vec(-1i8..=1, 2 * 2 * 12 * 13), weights in prop::collection::vec(-1i8..=1, 3 * 2 * 9),
-            rectified: bool,
-        ) {
-            tch::set_num_threads(1);
-            let x = Tensor::from_slice(&values).to_kind(Kind::Float).view([2, 2, 12, 13]);
-            let weight = Tensor::from_slice(&weights).to_kind(Kind::Float).view([3, 2, 3, 3]);
-            let bias = Tensor::from_slice(&[0f32, 1., -1.]);
-            compare(&x, &weight, &bias, 0, rectified, 1e-6);
+            let x = whole_numbers(&[batch, inputs, height, width], seed);
+            let weight = whole_numbers(&[outputs, inputs, kernel, kernel], seed ^ 1);
+            compare(&x, &weight, &whole_numbers(&[outputs], seed ^ 2), padding, rectified);
         }
     }
 
@@ -593,10 +733,9 @@ mod tests {
     fn equals_plain_operators_on_lenets_blocks() {
         tch::set_num_threads(1);
         for (channels, outputs, side) in [(1, 6, 32), (6, 16, 14)] {
-            let options = (Kind::Float, Device::Cpu);
-            let x = Tensor::randn([100, channels, side, side], options);
-            let weight = Tensor::randn([outputs, channels, 5, 5], options) * 0.1;
-            compare(&x, &weight, &Tensor::randn([outputs], options), 0, true, 2e-6);
+            let x = whole_numbers(&[100, channels, side, side], 1);
+            let weight = whole_numbers(&[outputs, channels, 5, 5], 2);
+            compare(&x, &weight, &whole_numbers(&[outputs], 3), 0, true);
         }
     }
 
@@ -609,7 +748,7 @@ mod tests {
             let (y, saved) = forward(&x, &weight, &bias, 0, true).unwrap();
             assert!(bool::try_from(y.isnan().all()).unwrap());
             let gradient = backward(&saved, &weight, &y.ones_like(), true).unwrap();
-            assert_eq!(gradient.bias.double_value(&[0]), 4.);
+            assert!((gradient.bias.double_value(&[0]) - 4.).abs() < 1e-12);
             assert!(bool::try_from(gradient.x.unwrap().isnan().any()).unwrap());
         }
     }

@@ -30,7 +30,9 @@ pub enum DeviceError {
     #[error("unknown device {0:?}: expected auto, cpu, cuda or cuda:N")]
     Unknown(String),
     /// libtorch here is CPU-only.
-    #[error("no CUDA libtorch: {library} could not be opened ({reason}); run scripts/setup --cuda, or use --device cpu")]
+    #[error(
+        "no CUDA libtorch: {library} could not be opened ({reason}); run scripts/setup --cuda, or use --device cpu"
+    )]
     NoCudaLibtorch {
         /// What was looked for, and where.
         library: String,
@@ -38,7 +40,9 @@ pub enum DeviceError {
         reason: String,
     },
     /// No driver answers.
-    #[error("no usable NVIDIA driver: {0}; install the driver (in Docker: run with --gpus all), or use --device cpu")]
+    #[error(
+        "no usable NVIDIA driver: {0}; install the driver (in Docker: run with --gpus all), or use --device cpu"
+    )]
     NoDriver(String),
     /// Fewer devices than the index asks for.
     #[error("no CUDA device with index {index}: this machine has {count}, numbered from 0")]
@@ -97,7 +101,10 @@ pub fn choose(choice: DeviceChoice) -> Result<ChosenDevice, DeviceError> {
         DeviceChoice::Cpu => Ok(cpu(None)),
         DeviceChoice::Cuda(index) => cuda(index),
         DeviceChoice::Auto => match cuda(0) {
-            Ok(chosen) => Ok(ChosenDevice { reason: Some("an NVIDIA device answers".into()), ..chosen }),
+            Ok(chosen) => Ok(ChosenDevice {
+                reason: Some("an NVIDIA device answers".into()),
+                ..chosen
+            }),
             Err(error) => Ok(cpu(Some(short(&error)))),
         },
     }
@@ -112,26 +119,44 @@ fn short(error: &DeviceError) -> String {
 }
 
 fn cpu(reason: Option<String>) -> ChosenDevice {
-    let name = std::fs::read_to_string("/proc/cpuinfo")
-        .ok()
-        .and_then(|info| info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1).map(str::to_owned)));
+    let name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
+        info.lines().find_map(|line| {
+            line.strip_prefix("model name")?
+                .split(':')
+                .nth(1)
+                .map(str::to_owned)
+        })
+    });
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let name = format!("{} ({cores} cores)", name.as_deref().map_or("CPU", str::trim));
-    ChosenDevice { device: Device::Cpu, name, reason }
+    ChosenDevice {
+        device: Device::Cpu,
+        name,
+        reason,
+    }
 }
 
 fn cuda(index: usize) -> Result<ChosenDevice, DeviceError> {
     open_cuda_libtorch()?;
     let names = driver_devices().map_err(DeviceError::NoDriver)?;
     if !Cuda::is_available() {
-        return Err(DeviceError::NoDriver("the driver answers, but libtorch finds it unusable (too old for CUDA 13?)".into()));
+        return Err(DeviceError::NoDriver(
+            "the driver answers, but libtorch finds it unusable (too old for CUDA 13?)".into(),
+        ));
     }
     let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
     if index >= count {
         return Err(DeviceError::NoSuchIndex { index, count });
     }
-    let name = names.get(index).cloned().unwrap_or_else(|| format!("CUDA device {index}"));
-    Ok(ChosenDevice { device: Device::Cuda(index), name, reason: None })
+    let name = names
+        .get(index)
+        .cloned()
+        .unwrap_or_else(|| format!("CUDA device {index}"));
+    Ok(ChosenDevice {
+        device: Device::Cuda(index),
+        name,
+        reason: None,
+    })
 }
 
 /// Opens `libtorch_cuda.so` once, for good.
@@ -140,7 +165,10 @@ fn open_cuda_libtorch() -> Result<(), DeviceError> {
     let opened = OPENED.get_or_init(|| {
         let file = "libtorch_cuda.so";
         // Beside the libtorch that is loaded already, else wherever the loader looks.
-        let candidates = loaded_libtorch_folder().map(|folder| folder.join(file)).into_iter().chain([PathBuf::from(file)]);
+        let candidates = loaded_libtorch_folder()
+            .map(|folder| folder.join(file))
+            .into_iter()
+            .chain([PathBuf::from(file)]);
         let mut first = None;
         for candidate in candidates {
             // SAFETY: libtorch's own library; its initialisers register the CUDA backend.
@@ -150,22 +178,31 @@ fn open_cuda_libtorch() -> Result<(), DeviceError> {
                     return Ok(());
                 }
                 Err(error) => {
-                    let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                    let reason = if candidate.is_absolute() && !candidate.exists() { "it is not there".into() } else { cause };
+                    let cause = std::error::Error::source(&error)
+                        .map_or_else(|| error.to_string(), ToString::to_string);
+                    let reason = if candidate.is_absolute() && !candidate.exists() {
+                        "it is not there".into()
+                    } else {
+                        cause
+                    };
                     let _ = first.get_or_insert((candidate.display().to_string(), reason));
                 }
             }
         }
         Err(first.unwrap_or_default())
     });
-    opened.clone().map_err(|(library, reason)| DeviceError::NoCudaLibtorch { library, reason })
+    opened
+        .clone()
+        .map_err(|(library, reason)| DeviceError::NoCudaLibtorch { library, reason })
 }
 
 /// The folder of the `libtorch_cpu.so` in this process.
 fn loaded_libtorch_folder() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
-    PathBuf::from(&line[line.find('/')?..]).parent().map(PathBuf::from)
+    PathBuf::from(&line[line.find('/')?..])
+        .parent()
+        .map(PathBuf::from)
 }
 
 /// Names of the devices that the NVIDIA driver reports, asked of the driver itself (tch binds no names), or the step that
@@ -174,10 +211,15 @@ fn driver_devices() -> Result<Vec<String>, String> {
     // SAFETY: the driver's documented C interface: int cuInit(unsigned), int cuDeviceGetCount(int*),
     // int cuDeviceGetName(char*, int, int).
     unsafe {
-        let driver = Library::open(Some("libcuda.so.1"), RTLD_NOW).map_err(|_| "libcuda.so.1 was not found".to_owned())?;
+        let driver = Library::open(Some("libcuda.so.1"), RTLD_NOW)
+            .map_err(|_| "libcuda.so.1 was not found".to_owned())?;
         let missing = |error: libloading::Error| error.to_string();
-        let init = driver.get::<unsafe extern "C" fn(c_int) -> c_int>(b"cuInit\0").map_err(missing)?;
-        let get_count = driver.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0").map_err(missing)?;
+        let init = driver
+            .get::<unsafe extern "C" fn(c_int) -> c_int>(b"cuInit\0")
+            .map_err(missing)?;
+        let get_count = driver
+            .get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0")
+            .map_err(missing)?;
         let get_name = driver
             .get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(b"cuDeviceGetName\0")
             .map_err(missing)?;
@@ -194,7 +236,11 @@ fn driver_devices() -> Result<Vec<String>, String> {
         for index in 0..count {
             let mut name: [c_char; 256] = [0; 256];
             let named = get_name(name.as_mut_ptr(), 255, index) == 0;
-            let text = if named { CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned() } else { String::new() };
+            let text = if named {
+                CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
+            } else {
+                String::new()
+            };
             names.push(text);
         }
         // The driver stays: libtorch uses it from here on.
@@ -218,7 +264,12 @@ mod tests {
             assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
         }
         for text in ["gpu", "cuda:", "cuda:x", "CUDA:0", "cpu:1", ""] {
-            assert!(text.parse::<DeviceChoice>().unwrap_err().to_string().contains("expected auto, cpu, cuda or cuda:N"));
+            assert!(
+                text.parse::<DeviceChoice>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("expected auto, cpu, cuda or cuda:N")
+            );
         }
     }
 
@@ -232,7 +283,13 @@ mod tests {
     fn cuda_is_never_the_cpu() {
         match choose(DeviceChoice::Cuda(0)) {
             Ok(chosen) => assert_eq!(chosen.device, Device::Cuda(0)),
-            Err(error) => assert!(matches!(error, DeviceError::NoCudaLibtorch { .. } | DeviceError::NoDriver(_)), "{error}"),
+            Err(error) => assert!(
+                matches!(
+                    error,
+                    DeviceError::NoCudaLibtorch { .. } | DeviceError::NoDriver(_)
+                ),
+                "{error}"
+            ),
         }
     }
 }

@@ -25,7 +25,10 @@ impl Examples {
         };
         let shape: Vec<i64> = images.shape().iter().map(|&n| n as i64).collect();
         let labels: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
-        Self::new(inputs.f_view(shape.as_slice())?.f_to_device(device)?, Tensor::f_from_slice(&labels)?.f_to_device(device)?)
+        Self::new(
+            inputs.f_view(shape.as_slice())?.f_to_device(device)?,
+            Tensor::f_from_slice(&labels)?.f_to_device(device)?,
+        )
     }
 
     /// Inputs `[N, input…]` with targets `[N]` or `[N, D]`.
@@ -35,7 +38,11 @@ impl Examples {
     pub fn new(inputs: Tensor, targets: Tensor) -> Result<Self> {
         let (n, found) = (inputs.size().first().copied().unwrap_or(0), targets.size());
         if n == 0 || found.first() != Some(&n) {
-            return Err(NetworkError::Shape { what: "targets", found, expected: format!("one for each of the {n} inputs, and at least one") });
+            return Err(NetworkError::Shape {
+                what: "targets",
+                found,
+                expected: format!("one for each of the {n} inputs, and at least one"),
+            });
         }
         Ok(Self { inputs, targets })
     }
@@ -51,14 +58,23 @@ impl Examples {
     /// [`NetworkError::Setting`] when there are fewer.
     pub fn first(&self, count: i64) -> Result<Self> {
         if count < 1 || count > self.count() {
-            return Err(NetworkError::Setting(format!("a subset must have 1 to {} examples, found {count}", self.count())));
+            return Err(NetworkError::Setting(format!(
+                "a subset must have 1 to {} examples, found {count}",
+                self.count()
+            )));
         }
-        Self::new(self.inputs.f_narrow(0, 0, count)?, self.targets.f_narrow(0, 0, count)?)
+        Self::new(
+            self.inputs.f_narrow(0, 0, count)?,
+            self.targets.f_narrow(0, 0, count)?,
+        )
     }
 
     /// The same examples for another thread: a handle onto the same memory.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self { inputs: self.inputs.shallow_clone(), targets: self.targets.shallow_clone() }
+        Self {
+            inputs: self.inputs.shallow_clone(),
+            targets: self.targets.shallow_clone(),
+        }
     }
 }

@@ -44,7 +44,13 @@ pub fn loss_and_gradient(
 /// On a CPU, a batch of images goes through in pieces of about this many, which stay in the cache.
 const CPU_PIECE: i64 = 100;
 
-fn single(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss) -> Result<BatchGradient> {
+fn single(
+    network: &Network,
+    theta: &Tensor,
+    x: &Tensor,
+    targets: &Tensor,
+    loss: Loss,
+) -> Result<BatchGradient> {
     network.check_inputs(x, None)?;
     let count = x.size()[0];
     if count <= CPU_PIECE || theta.device() != Device::Cpu || !network.is_convolutional() {
@@ -58,9 +64,16 @@ fn single(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss:
         let part = piece(network, theta, &cut(x)?, &cut(targets)?, loss)?;
         let weight = (end - start) as f64 / count as f64;
         let (mut part_loss, mut part_gradient) = (part.loss, part.gradient);
-        let (part_loss, part_gradient) = (part_loss.f_mul_scalar_(weight)?, part_gradient.f_mul_scalar_(weight)?);
+        let (part_loss, part_gradient) = (
+            part_loss.f_mul_scalar_(weight)?,
+            part_gradient.f_mul_scalar_(weight)?,
+        );
         sum = Some(match sum {
-            None => BatchGradient { loss: part_loss, correct: part.correct, gradient: part_gradient },
+            None => BatchGradient {
+                loss: part_loss,
+                correct: part.correct,
+                gradient: part_gradient,
+            },
             Some(mut sum) => BatchGradient {
                 loss: sum.loss.f_add_(&part_loss)?,
                 correct: match (sum.correct, part.correct) {
@@ -75,7 +88,13 @@ fn single(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss:
 }
 
 /// A whole batch, or a piece of one.
-fn piece(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss) -> Result<BatchGradient> {
+fn piece(
+    network: &Network,
+    theta: &Tensor,
+    x: &Tensor,
+    targets: &Tensor,
+    loss: Loss,
+) -> Result<BatchGradient> {
     // Leaves of their own instead of views: the gradient of a view is a zero-filled vector of θ's length per layer.
     let leaves = network
         .parameters()
@@ -87,7 +106,12 @@ fn piece(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: 
     let mut steps = network.steps();
     let mut input = x.shallow_clone();
     let mut blocks: Vec<(usize, block::Saved)> = Vec::new();
-    while let [Step::Convolution { weight, padding }, Step::MaxPool { size: 2, rectified }, rest @ ..] = steps {
+    while let [
+        Step::Convolution { weight, padding },
+        Step::MaxPool { size: 2, rectified },
+        rest @ ..,
+    ] = steps
+    {
         let (weight, padding, rectified) = (*weight, *padding, *rectified);
         if !block::fits(&input, &leaves[weight]) {
             break;
@@ -101,7 +125,9 @@ fn piece(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: 
     if !blocks.is_empty() {
         input = input.f_set_requires_grad(true)?;
     }
-    let outputs = steps.iter().try_fold(input.shallow_clone(), |y, step| apply(*step, &y, &leaves, false))?;
+    let outputs = steps
+        .iter()
+        .try_fold(input.shallow_clone(), |y, step| apply(*step, &y, &leaves, false))?;
     let mean = loss.mean(&outputs, targets)?;
     let correct = loss.correct(&outputs.f_detach()?, targets)?;
 
@@ -118,8 +144,15 @@ fn piece(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: 
         gradients.splice(0..0, [block.weight, block.bias]);
         into = block.x;
     }
-    let flat = gradients.iter().map(|g| Ok(g.f_flatten(0, -1)?)).collect::<Result<Vec<_>>>()?;
-    Ok(BatchGradient { loss: mean.f_detach()?, correct, gradient: Tensor::f_cat(&flat, 0)? })
+    let flat = gradients
+        .iter()
+        .map(|g| Ok(g.f_flatten(0, -1)?))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(BatchGradient {
+        loss: mean.f_detach()?,
+        correct,
+        gradient: Tensor::f_cat(&flat, 0)?,
+    })
 }
 
 /// All models in one graph. Rows do not touch each other, so the gradient of the summed losses holds each model's own.

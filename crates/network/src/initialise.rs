@@ -5,8 +5,8 @@ use crate::{Network, Result};
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
-/// θ `[P]` drawn as `PyTorch` draws by default: kaiming uniform with a = √5 for weights (He et al. 2015, "Delving deep into
-/// rectifiers"), which comes to U(-1/√fan_in, 1/√fan_in), and the same interval for biases.
+/// θ `[P]` drawn as PyTorch draws by default: kaiming uniform with a = √5 for weights (He et al. 2015, "Delving deep into
+/// rectifiers"), which comes to `U(-1/√fan_in, 1/√fan_in)`, and the same interval for biases.
 ///
 /// Drawn in f64 on the host from the stream of `(seed, trial)`, then rounded to `kind`: the same on every device, and the
 /// same whether the model stands alone or in a stack.
@@ -20,14 +20,21 @@ pub fn initialise(network: &Network, seed: u64, trial: u32, kind: Kind, device: 
         let bound = 1. / (parameter.fan_in as f64).sqrt();
         theta.extend((0..parameter.count()).map(|_| generator.gen_range(-bound..bound)));
     }
-    Ok(Tensor::f_from_slice(&theta)?.f_to_kind(kind)?.f_to_device(device)?)
+    Ok(Tensor::f_from_slice(&theta)?
+        .f_to_kind(kind)?
+        .f_to_device(device)?)
 }
 
 /// θ `[M, P]`, one row for each `(seed, trial)`.
 ///
 /// # Errors
 /// When the device cannot hold it, or there is no model.
-pub fn initialise_stacked(network: &Network, models: &[(u64, u32)], kind: Kind, device: Device) -> Result<Tensor> {
+pub fn initialise_stacked(
+    network: &Network,
+    models: &[(u64, u32)],
+    kind: Kind,
+    device: Device,
+) -> Result<Tensor> {
     let rows = models
         .iter()
         .map(|&(seed, trial)| initialise(network, seed, trial, kind, device))

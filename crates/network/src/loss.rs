@@ -9,10 +9,10 @@ use tch::{Kind, Reduction, Tensor};
 #[serde(rename_all = "kebab-case")]
 pub enum Loss {
     /// Softmax cross-entropy of logits `[…, B, C]` against class indices `[…, B]` (i64): `mean(-log softmax(z)[y])`, in
-    /// nats. `PyTorch`'s `CrossEntropyLoss`.
+    /// nats. PyTorch's `CrossEntropyLoss`.
     CrossEntropy,
     /// Mean squared error of outputs `[…, B, D]` against targets of the same shape: `mean((z - y)²)` over B and D.
-    /// `PyTorch`'s `MSELoss`.
+    /// PyTorch's `MSELoss`.
     MeanSquaredError,
 }
 

@@ -29,16 +29,16 @@ pub enum Layer {
     },
     /// `max(x, 0)`.
     Relu,
-    /// `x` where x > 0, `0.01 x` elsewhere: `PyTorch`'s default slope, the only one that tch binds.
+    /// `x` where x > 0, `0.01 x` elsewhere: PyTorch's default slope, the only one that tch binds.
     LeakyRelu,
 }
 
 /// Where a weight or bias lies in θ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
-    /// `PyTorch`'s name, for instance `conv1.weight` or `fc2.bias`.
+    /// PyTorch's name, for instance `conv1.weight` or `fc2.bias`.
     pub name: String,
-    /// `PyTorch`'s shape: `[out, in, k, k]`, `[out, in]` or `[out]`.
+    /// PyTorch's shape: `[out, in, k, k]`, `[out, in]` or `[out]`.
     pub shape: Vec<i64>,
     /// Index of its first entry in θ.
     pub offset: i64,
@@ -96,6 +96,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError::Layer`] for the first layer that does not fit what comes before it; [`NetworkError::Setting`] for
     /// an input of another shape, or an end that is no dense layer.
+    #[allow(clippy::too_many_lines)] // one arm a layer
     pub fn new(name: &str, input: &[i64], layers: &[Layer]) -> Result<Self> {
         if !matches!(input.len(), 1 | 3) || input.iter().any(|&n| n < 1) {
             let reason = format!(
@@ -233,8 +234,8 @@ impl Network {
         Self::new(&name, &[*input], &layers)
     }
 
-    /// `LeNet` as the report has it, 61,706 parameters on `[1, 32, 32]`: convolution 6@5x5, pooling, convolution
-    /// 16@5x5, pooling, dense 400-120-84-10, `ReLU` (after `LeCun` et al. 1998, "Gradient-based learning applied to document
+    /// LeNet as the report has it, 61,706 parameters on `[1, 32, 32]`: convolution 6@5x5, pooling, convolution
+    /// 16@5x5, pooling, dense 400-120-84-10, ReLU (after LeCun et al. 1998, "Gradient-based learning applied to document
     /// recognition").
     ///
     /// # Panics
@@ -294,7 +295,9 @@ impl Network {
     }
 
     pub(crate) fn is_convolutional(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Convolution { .. }))
+        self.steps
+            .iter()
+            .any(|step| matches!(step, Step::Convolution { .. }))
     }
 
     /// The largest activation of one example, in numbers.
@@ -384,7 +387,14 @@ impl Network {
                 && let [Step::MaxPool { size: 2, rectified }, after @ ..] = rest
                 && block::fits(&y, &parameters[weight])
             {
-                y = block::forward(&y, &parameters[weight], &parameters[weight + 1], padding, *rectified)?.0;
+                y = block::forward(
+                    &y,
+                    &parameters[weight],
+                    &parameters[weight + 1],
+                    padding,
+                    *rectified,
+                )?
+                .0;
                 steps = after;
             } else {
                 y = apply(*step, &y, &parameters, fused)?;
@@ -415,6 +425,7 @@ impl Network {
     }
 
     /// All models at once: dense layers by batched matmul, convolutions as groups of one `[B, M C, H, W]`.
+    #[allow(clippy::many_single_char_names)] // the field's own: x, y, w, b and the sizes
     fn forward_grouped(&self, theta: &Tensor, x: &Tensor, own: bool) -> Result<Tensor> {
         let models = theta.size()[0];
         let parameters = self

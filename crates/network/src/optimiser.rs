@@ -1,6 +1,6 @@
 //! Optimisers: elementwise on θ, so that each row of a stack `[M, P]` is a run of its own.
 //!
-//! The same formulas, in the same order of operations, as `PyTorch` 2.11's `SGD`, `Adam` and `RMSprop` (tested against it).
+//! The same formulas, in the same order of operations, as PyTorch 2.11's `SGD`, `Adam` and `RMSprop` (tested against it).
 //! libtorch's own, as tch binds them, cannot save their state.
 
 use crate::{NetworkError, Result};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// An optimiser and its hyperparameters, as `PyTorch` names them. Weight decay is L2: it is added to the gradient.
+/// An optimiser and its hyperparameters, as PyTorch names them. Weight decay is L2: it is added to the gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum OptimiserSettings {
@@ -24,7 +24,7 @@ pub enum OptimiserSettings {
         /// wd.
         weight_decay: f64,
     },
-    /// Kingma and Ba 2015, with bias correction; `PyTorch`'s default β = (0.9, 0.999), ε = 1e-8 outside of the root.
+    /// Kingma and Ba 2015, with bias correction; PyTorch's default β = (0.9, 0.999), ε = 1e-8 outside of the root.
     Adam {
         /// Learning rate.
         lr: f64,
@@ -143,7 +143,7 @@ impl Optimiser {
         self.steps
     }
 
-    /// State by `PyTorch`'s names (`momentum_buffer`; `exp_avg`, `exp_avg_sq`; `square_avg`), each of θ's shape.
+    /// State by PyTorch's names (`momentum_buffer`; `exp_avg`, `exp_avg_sq`; `square_avg`), each of θ's shape.
     pub fn state(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
         self.state.iter().map(|(name, tensor)| (*name, tensor))
     }

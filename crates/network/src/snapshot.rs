@@ -1,4 +1,4 @@
-//! θ outside of libtorch: ndarray for analysis, safetensors for `PyTorch`, checkpoints to go on from.
+//! θ outside of libtorch: ndarray for analysis, safetensors for PyTorch, checkpoints to go on from.
 
 use crate::{Network, NetworkError, Optimiser, OptimiserSettings, Result};
 use ndarray::{Array1, Array2};
@@ -42,7 +42,7 @@ pub fn from_ndarray(theta: &Array1<f64>, kind: Kind, device: Device) -> Result<T
         .f_to_device(device)?)
 }
 
-/// The bytes of a safetensors file with `PyTorch`'s names and shapes (`conv1.weight` `[6, 1, 5, 5]`, …), so that
+/// The bytes of a safetensors file with PyTorch's names and shapes (`conv1.weight` `[6, 1, 5, 5]`, …), so that
 /// `module.load_state_dict(safetensors.torch.load_file(path))` takes it.
 ///
 /// # Errors
@@ -98,7 +98,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The bytes of a checkpoint: a safetensors file with θ by `PyTorch`'s names, the optimiser's state as
+    /// The bytes of a checkpoint: a safetensors file with θ by PyTorch's names, the optimiser's state as
     /// `optimiser.<name>`, and the counts in its metadata.
     ///
     /// # Errors

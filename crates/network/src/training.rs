@@ -44,7 +44,9 @@ impl Training<'_> {
         if (1..=examples).contains(&batch) {
             return Ok(());
         }
-        Err(NetworkError::Setting(format!("the batch must lie between 1 and the {examples} training examples, found {batch}")))
+        Err(NetworkError::Setting(format!(
+            "the batch must lie between 1 and the {examples} training examples, found {batch}"
+        )))
     }
 
     /// One pass over all examples in a fresh order, drawn from the stream of this seed, trial and epoch: an epoch does
@@ -65,10 +67,16 @@ impl Training<'_> {
         while start < count {
             let length = self.batch.min(count - start);
             let (x, targets) = match &order {
-                None => (self.examples.inputs.shallow_clone(), self.examples.targets.shallow_clone()),
+                None => (
+                    self.examples.inputs.shallow_clone(),
+                    self.examples.targets.shallow_clone(),
+                ),
                 Some(order) => {
                     let chosen = order.f_narrow(0, start, length)?;
-                    (self.examples.inputs.f_index_select(0, &chosen)?, self.examples.targets.f_index_select(0, &chosen)?)
+                    (
+                        self.examples.inputs.f_index_select(0, &chosen)?,
+                        self.examples.targets.f_index_select(0, &chosen)?,
+                    )
                 }
             };
             let batch = loss_and_gradient(self.network, &self.theta, &x, &targets, self.loss)?;
@@ -84,7 +92,11 @@ impl Training<'_> {
         let count = count as f64;
         Ok(Epoch {
             loss: total.f_double_value(&[])? / count,
-            accuracy: if classifies { Some(hits.f_int64_value(&[])? as f64 / count) } else { None },
+            accuracy: if classifies {
+                Some(hits.f_int64_value(&[])? as f64 / count)
+            } else {
+                None
+            },
         })
     }
 

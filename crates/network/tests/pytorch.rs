@@ -1,4 +1,4 @@
-//! The same numbers as `PyTorch` 2.11, from the fixtures that `scripts/reference/fixtures.py` writes.
+//! The same numbers as PyTorch 2.11, from the fixtures that `scripts/reference/fixtures.py` writes.
 //!
 //! Errors are relative to the norm of the whole vector: below 1e-10 in f64, below 1e-5 in f32.
 
