@@ -42,14 +42,7 @@ const TINY: &[&str] = &[
 fn flatness(out: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
     command.args(arguments).arg("--out").arg(out);
-    for proxy in [
-        "ALL_PROXY",
-        "HTTPS_PROXY",
-        "HTTP_PROXY",
-        "all_proxy",
-        "https_proxy",
-        "http_proxy",
-    ] {
+    for proxy in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy"] {
         command.env(proxy, "http://127.0.0.1:9");
     }
     for variable in ["NO_PROXY", "no_proxy", "FLATLAND_MIRRORS", "FLATLAND_DATA"] {
@@ -94,68 +87,28 @@ fn a_setting_that_cannot_be_is_refused_before_anything_runs() {
     let cases: &[(&[&str], &[&str])] = &[
         (
             &["--dataset", "minst"],
-            &[
-                "no data set `minst`",
-                "mnist, fashion-mnist, kmnist, digits",
-                "did you mean `mnist`",
-            ],
+            &["no data set `minst`", "mnist, fashion-mnist, kmnist, digits", "did you mean `mnist`"],
         ),
         (&["--dataset", ""], &["no data set ``", "digits"]),
-        (
-            &["--preset", "quikc"],
-            &["unknown preset \"quikc\"", "did you mean \"quick\"?", "paper"],
-        ),
-        (
-            &["--set", "epoch=3"],
-            &["unknown setting \"epoch\"", "did you mean \"epochs\"?"],
-        ),
-        (
-            &["--set", "alpha.pionts=3"],
-            &["unknown setting \"alpha.pionts\"", "did you mean \"points\"?"],
-        ),
-        (
-            &["--set", "images.size32=crop"],
-            &["--set images.size32=crop", "expected `pad` or `resize`"],
-        ),
+        (&["--preset", "quikc"], &["unknown preset \"quikc\"", "did you mean \"quick\"?", "paper"]),
+        (&["--set", "epoch=3"], &["unknown setting \"epoch\"", "did you mean \"epochs\"?"]),
+        (&["--set", "alpha.pionts=3"], &["unknown setting \"alpha.pionts\"", "did you mean \"points\"?"]),
+        (&["--set", "images.size32=crop"], &["--set images.size32=crop", "expected `pad` or `resize`"]),
         (&["--set", "epochs"], &["--set \"epochs\" is no KEY=VALUE"]),
         (&["--set", "epochs=0"], &["epochs must be at least 1, found 0"]),
         (&["--set", "epochs=many"], &["--set epochs=many", "expected u32"]),
-        (
-            &["--set", "alpha.points=0"],
-            &["α grid", "at least 1 point, found 0"],
-        ),
-        (
-            &["--set", "alpha.from=2"],
-            &["α grid", "smaller to a larger", "2 to 2"],
-        ),
+        (&["--set", "alpha.points=0"], &["α grid", "found 0"]),
+        (&["--set", "alpha.from=2"], &["α grid", "smaller to a larger", "2 to 2"]),
         (&["--set", "alpha.to=inf"], &["α grid", "finite"]),
         (&["--set", "pairings=[]"], &["pairings", "found none"]),
-        (
-            &["--set", &batch_0],
-            &["pairing \"sizes\"", "between 1 and the 60000", "found 0"],
-        ),
-        (
-            &["--set", &batch_70000],
-            &["pairing \"sizes\"", "between 1 and the 60000", "found 70000"],
-        ),
-        (
-            &["--set", "images.train=300", "--set", &batch_500],
-            &["between 1 and the 300", "found 500"],
-        ),
-        (
-            &["--set", &lr_0],
-            &["pairing \"sizes\"", "learning rate must be above 0", "found 0"],
-        ),
-        (
-            &["--set", &pairing("{batch=60,lr=0.01}")],
-            &["pairing \"sizes\"", "with itself", "draw"],
-        ),
+        (&["--set", &batch_0], &["pairing \"sizes\"", "between 1 and the 60000", "found 0"]),
+        (&["--set", &batch_70000], &["pairing \"sizes\"", "between 1 and the 60000", "found 70000"]),
+        (&["--set", "images.train=300", "--set", &batch_500], &["between 1 and the 300", "found 500"]),
+        (&["--set", &lr_0], &["pairing \"sizes\"", "learning rate must be above 0", "found 0"]),
+        (&["--set", &pairing("{batch=60,lr=0.01}")], &["pairing \"sizes\"", "with itself", "draw"]),
         (&["--seeds", "0"], &["seeds must", "at least 1", "found 0"]),
         (&["--workers", "0"], &["--workers must be at least 1, found 0"]),
-        (
-            &["--device", "bogus"],
-            &["unknown device \"bogus\"", "auto, cpu, cuda or cuda:N"],
-        ),
+        (&["--device", "bogus"], &["unknown device \"bogus\"", "auto, cpu, cuda or cuda:N"]),
     ];
     for (arguments, expected) in cases {
         let said = refused(arguments);
@@ -173,25 +126,16 @@ fn a_setting_that_cannot_be_is_refused_before_anything_runs() {
 #[test]
 fn numbers_beyond_measure_are_refused() {
     let said = refused(&["--seeds", "9223372036854775807"]);
-    assert!(
-        said.contains("seeds must lie between 1 and") && said.contains("9223372036854775807"),
-        "{said}"
-    );
+    assert!(said.contains("seeds must lie between 1 and") && said.contains("9223372036854775807"), "{said}");
     let said = refused(&["--seed", "18446744073709551615"]);
-    assert!(
-        said.contains("--seed: ") && said.contains("found 18446744073709551615"),
-        "{said}"
-    );
+    assert!(said.contains("--seed: ") && said.contains("found 18446744073709551615"), "{said}");
 }
 
 #[test]
 fn two_pairings_of_one_name_could_not_be_told_apart() {
     let pairing = r#"{name="a",first={batch=20,lr=0.01},second={batch=60,lr=0.01}}"#;
     let said = refused(&["--set", &format!("pairings=[{pairing},{pairing}]")]);
-    assert!(
-        said.contains("different names") && said.contains("\"a\" twice"),
-        "{said}"
-    );
+    assert!(said.contains("different names") && said.contains("\"a\" twice"), "{said}");
 }
 
 #[test]
@@ -203,19 +147,10 @@ fn a_settings_file_that_cannot_be_used_is_named() {
         path.to_str().unwrap().to_owned()
     };
     for (path, expected) in [
-        (
-            place.path().join("none.toml").to_str().unwrap().to_owned(),
-            "No such file",
-        ),
+        (place.path().join("none.toml").to_str().unwrap().to_owned(), "No such file"),
         (place.path().to_str().unwrap().to_owned(), "directory"),
-        (
-            file("malformed.toml", "epochs = \n[alpha\n"),
-            "TOML parse error at line",
-        ),
-        (
-            file("unknown.toml", "[alpha]\nponits = 3\n"),
-            "unknown setting \"alpha.ponits\"",
-        ),
+        (file("malformed.toml", "epochs = \n[alpha\n"), "TOML parse error at line"),
+        (file("unknown.toml", "[alpha]\nponits = 3\n"), "unknown setting \"alpha.ponits\""),
         (file("typed.toml", "epochs = \"three\"\n"), "expected u32"),
         (file("binary.toml", "\0\u{1}\u{2}"), "TOML parse error"),
     ] {
@@ -229,10 +164,7 @@ fn a_settings_file_that_cannot_be_used_is_named() {
 #[test]
 fn cuda_without_a_graphics_card_says_which_step_failed() {
     let out = TempDir::new().unwrap();
-    let arguments: Vec<&str> = TINY
-        .iter()
-        .map(|&word| if word == "cpu" { "cuda" } else { word })
-        .collect();
+    let arguments: Vec<&str> = TINY.iter().map(|&word| if word == "cpu" { "cuda" } else { word }).collect();
     let output = flatness(out.path(), &arguments).arg("--quiet").output().unwrap();
     if output.status.success() {
         println!("skipped: here is a graphics card");
@@ -240,14 +172,8 @@ fn cuda_without_a_graphics_card_says_which_step_failed() {
     }
     let said = complaint(flatness(out.path(), &arguments), FAILED);
     let steps = ["no CUDA libtorch: ", "no usable NVIDIA driver: "];
-    assert!(
-        steps.iter().any(|step| said.contains(step)) && said.contains("--device cpu"),
-        "{said}"
-    );
-    assert!(
-        !out.path().join("flatness").exists(),
-        "never the CPU instead: {said}"
-    );
+    assert!(steps.iter().any(|step| said.contains(step)) && said.contains("--device cpu"), "{said}");
+    assert!(!out.path().join("flatness").exists(), "never the CPU instead: {said}");
 }
 
 // ------------------------------------------------------------------------------------------------ data sets
@@ -265,13 +191,8 @@ impl Files {
             bytes.resize(16 + count as usize * 784, 7);
             bytes
         };
-        let labels = |labels: &[u8]| {
-            [
-                &[0x0801, labels.len() as u32].map(u32::to_be_bytes).concat(),
-                labels,
-            ]
-            .concat()
-        };
+        let labels =
+            |labels: &[u8]| [&[0x0801, labels.len() as u32].map(u32::to_be_bytes).concat(), labels].concat();
         Self([
             ("train-images-idx3-ubyte", images(3)),
             ("train-labels-idx1-ubyte", labels(&[1, 2, 3])),
@@ -303,28 +224,14 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 /// What a run says that finds this data folder. It fails, and its manifest says so in the same words.
 fn with_data(data: &Path) -> String {
     let out = TempDir::new().unwrap();
-    let arguments = [
-        "--dataset",
-        "mnist",
-        "--device",
-        "cpu",
-        "--data-dir",
-        data.to_str().unwrap(),
-    ];
+    let arguments = ["--dataset", "mnist", "--device", "cpu", "--data-dir", data.to_str().unwrap()];
     let mut command = flatness(out.path(), &arguments);
     command.env("FLATLAND_MIRRORS", "http://127.0.0.1:9/");
     let said = complaint(command, FAILED);
     let manifest = manifest(&newest(out.path()));
-    assert_eq!(
-        (&manifest["status"], &manifest["exit_code"]),
-        (&"failed".into(), &FAILED.into())
-    );
+    assert_eq!((&manifest["status"], &manifest["exit_code"]), (&"failed".into(), &FAILED.into()));
     assert_eq!(format!("error: {}\n", manifest["error"].as_str().unwrap()), said);
-    assert_eq!(
-        manifest["data_set"],
-        Value::Null,
-        "no other data set took its place"
-    );
+    assert_eq!(manifest["data_set"], Value::Null, "no other data set took its place");
     said
 }
 
@@ -342,47 +249,15 @@ type Damaged = (usize, fn(&mut Vec<u8>), &'static [&'static str]);
 #[test]
 fn a_damaged_data_file_is_named_with_what_is_wrong() {
     let cases: [Damaged; 9] = [
-        (
-            TRAIN_IMAGES,
-            |bytes| bytes.truncate(1000),
-            &["is truncated", "expected 2368 bytes", "found 1000"],
-        ),
-        (
-            TRAIN_IMAGES,
-            |bytes| bytes.truncate(7),
-            &["is truncated", "found 7"],
-        ),
-        (
-            TRAIN_IMAGES,
-            |bytes| bytes.push(0),
-            &["trailing bytes", "expected 2368", "found 2369"],
-        ),
+        (TRAIN_IMAGES, |bytes| bytes.truncate(1000), &["is truncated", "expected 2368 bytes", "found 1000"]),
+        (TRAIN_IMAGES, |bytes| bytes.truncate(7), &["is truncated", "found 7"]),
+        (TRAIN_IMAGES, |bytes| bytes.push(0), &["trailing bytes", "expected 2368", "found 2369"]),
         (TRAIN_IMAGES, Vec::clear, &["is empty"]),
-        (
-            TRAIN_IMAGES,
-            |bytes| bytes[3] = 1,
-            &["is no IDX file of images", "0x00000803", "0x00000801"],
-        ),
-        (
-            TRAIN_LABELS,
-            |bytes| bytes[3] = 3,
-            &["is no IDX file of labels", "0x00000801", "0x00000803"],
-        ),
-        (
-            TRAIN_IMAGES,
-            |bytes| bytes[15] = 27,
-            &["28x27 pixels", "expected 28x28"],
-        ),
-        (
-            TRAIN_LABELS,
-            |bytes| bytes[9] = 10,
-            &["label 10 at position 1", "expected 0 to 9"],
-        ),
-        (
-            TRAIN_IMAGES,
-            |bytes| bytes[100] = 8,
-            &["wrong checksum", "ba891046e6505d7aadcbbe25680a0738"],
-        ),
+        (TRAIN_IMAGES, |bytes| bytes[3] = 1, &["is no IDX file of images", "0x00000803", "0x00000801"]),
+        (TRAIN_LABELS, |bytes| bytes[3] = 3, &["is no IDX file of labels", "0x00000801", "0x00000803"]),
+        (TRAIN_IMAGES, |bytes| bytes[15] = 27, &["28x27 pixels", "expected 28x28"]),
+        (TRAIN_LABELS, |bytes| bytes[9] = 10, &["label 10 at position 1", "expected 0 to 9"]),
+        (TRAIN_IMAGES, |bytes| bytes[100] = 8, &["wrong checksum", "ba891046e6505d7aadcbbe25680a0738"]),
     ];
     for (file, damage, expected) in cases {
         for packed in [false, true] {
@@ -392,10 +267,7 @@ fn a_damaged_data_file_is_named_with_what_is_wrong() {
             files.write(data.path(), packed);
             let said = with_data(data.path());
             assert!(said.contains(files.0[file].0), "the file is named: {said}");
-            assert!(
-                said.contains("delete the file, so that it is fetched again"),
-                "{said}"
-            );
+            assert!(said.contains("delete the file, so that it is fetched again"), "{said}");
             for part in expected {
                 assert!(said.contains(part), "{said}");
             }
@@ -413,18 +285,12 @@ fn images_and_labels_that_do_not_belong_together_are_refused() {
     files.write(data.path(), true);
     let said = with_data(data.path());
     assert!(said.contains("3 images") && said.contains("2 labels"), "{said}");
-    assert!(
-        said.contains("train-images") && said.contains("train-labels"),
-        "{said}"
-    );
+    assert!(said.contains("train-images") && said.contains("train-labels"), "{said}");
 }
 
 #[test]
 fn gzip_garbage_is_refused() {
-    for damage in [
-        |bytes: &mut Vec<u8>| bytes.truncate(30),
-        |bytes: &mut Vec<u8>| bytes[20] ^= 0xff,
-    ] {
+    for damage in [|bytes: &mut Vec<u8>| bytes.truncate(30), |bytes: &mut Vec<u8>| bytes[20] ^= 0xff] {
         let data = TempDir::new().unwrap();
         Files::tiny().write(data.path(), true);
         let file = data.path().join("mnist/train-images-idx3-ubyte.gz");
@@ -432,10 +298,7 @@ fn gzip_garbage_is_refused() {
         damage(&mut bytes);
         fs::write(&file, &bytes).unwrap();
         let said = with_data(data.path());
-        assert!(
-            said.contains("train-images-idx3-ubyte.gz is a damaged gzip file"),
-            "{said}"
-        );
+        assert!(said.contains("train-images-idx3-ubyte.gz is a damaged gzip file"), "{said}");
     }
     // No gzip at all behind the name, and something that only begins like it.
     let data = TempDir::new().unwrap();
@@ -452,39 +315,23 @@ fn gzip_garbage_is_refused() {
 fn without_files_and_network_the_way_out_is_named() {
     let data = TempDir::new().unwrap();
     let said = with_data(data.path());
-    assert!(
-        said.contains("cannot download train-images-idx3-ubyte.gz of the data set mnist"),
-        "{said}"
-    );
+    assert!(said.contains("cannot download train-images-idx3-ubyte.gz of the data set mnist"), "{said}");
     // One's own mirror first, then those built in.
-    let own = said
-        .find("http://127.0.0.1:9/mnist/train-images")
-        .expect("the own mirror was tried");
+    let own = said.find("http://127.0.0.1:9/mnist/train-images").expect("the own mirror was tried");
     let built_in = said.find("https://").expect("a built-in mirror was tried");
     assert!(own < built_in, "{said}");
-    assert!(
-        said.contains(data.path().join("mnist").to_str().unwrap()),
-        "{said}"
-    );
-    assert!(
-        said.contains("FLATLAND_MIRRORS") && said.contains("--dataset digits"),
-        "{said}"
-    );
+    assert!(said.contains(data.path().join("mnist").to_str().unwrap()), "{said}");
+    assert!(said.contains("FLATLAND_MIRRORS") && said.contains("--dataset digits"), "{said}");
     // What was not received leaves nothing that could be taken for it.
-    let left: Vec<_> = fs::read_dir(data.path().join("mnist"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let left: Vec<_> =
+        fs::read_dir(data.path().join("mnist")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| name == ".lock"), "{left:?}");
 }
 
 #[test]
 fn more_examples_than_there_are_cannot_be_taken() {
     let out = TempDir::new().unwrap();
-    let said = complaint(
-        flatness(out.path(), &[TINY, &["--set", "images.train=60001"]].concat()),
-        FAILED,
-    );
+    let said = complaint(flatness(out.path(), &[TINY, &["--set", "images.train=60001"]].concat()), FAILED);
     assert!(
         said.contains("images.train") && said.contains("60000") && said.contains("found 60001"),
         "{said}"
@@ -515,16 +362,12 @@ impl SmallDisk {
     /// `None` where mounting is not allowed.
     fn mount(size: &str) -> Option<Self> {
         let disk = Self(TempDir::new().unwrap());
-        disk.tool("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .then_some(disk)
+        disk.tool("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).then_some(disk)
     }
 
     fn tool(&self, program: &str, arguments: &[&str]) -> bool {
         let mut command = std::process::Command::new(program);
-        command
-            .args(arguments)
-            .arg(self.0.path())
-            .stderr(std::process::Stdio::null());
+        command.args(arguments).arg(self.0.path()).stderr(std::process::Stdio::null());
         command.status().is_ok_and(|status| status.success())
     }
 }
@@ -548,16 +391,10 @@ fn a_full_disk_costs_no_finished_work() {
     };
     let out = disk.0.path();
     let said = complaint(flatness(out, TINY), FAILED);
-    assert!(
-        said.contains("no space left; free some or choose another --out"),
-        "{said}"
-    );
+    assert!(said.contains("no space left; free some or choose another --out"), "{said}");
     let run = newest(out);
     let after = manifest(&run);
-    assert_eq!(
-        (&after["status"], &after["exit_code"]),
-        (&"failed".into(), &FAILED.into())
-    );
+    assert_eq!((&after["status"], &after["exit_code"]), (&"failed".into(), &FAILED.into()));
     let hidden = walk(&run)
         .into_iter()
         .filter(|path| path.extension().is_some_and(|extension| extension == "part"))
@@ -568,16 +405,10 @@ fn a_full_disk_costs_no_finished_work() {
     let finished = fs::metadata(&trials[0]).unwrap().modified().unwrap();
 
     assert!(disk.tool("mount", &["-o", "remount,size=16m"]));
-    flatness(out, TINY)
-        .args(["--resume", "--quiet"])
-        .assert()
-        .success();
+    flatness(out, TINY).args(["--resume", "--quiet"]).assert().success();
     assert_eq!(newest(out), run);
     assert_eq!(manifest(&run)["status"], "finished");
-    assert!(
-        fs::metadata(&trials[0]).unwrap().modified().unwrap() == finished,
-        "the finished trial was kept"
-    );
+    assert!(fs::metadata(&trials[0]).unwrap().modified().unwrap() == finished, "the finished trial was kept");
     let elsewhere = TempDir::new().unwrap();
     flatness(elsewhere.path(), TINY).arg("--quiet").assert().success();
     assert_same_tables(&run, &newest(elsewhere.path()));
@@ -631,22 +462,14 @@ fn a_damaged_checkpoint_costs_its_trial_and_no_more() {
         }
         let mut unfinished = manifest(&run);
         unfinished["status"] = "interrupted".into();
-        fs::write(
-            run.join("manifest.json"),
-            serde_json::to_vec(&unfinished).unwrap(),
-        )
-        .unwrap();
+        fs::write(run.join("manifest.json"), serde_json::to_vec(&unfinished).unwrap()).unwrap();
 
         let resumed = flatness(out.path(), TINY).arg("--resume").assert().success();
         resumed.stderr(contains("is not usable").count(2).and(contains("trained again")));
         assert_eq!(newest(out.path()), run);
         assert_same_tables(&run, kept.path());
         for (path, bytes) in trials.iter().zip(&whole) {
-            assert!(
-                parts(&fs::read(path).unwrap()) == parts(bytes),
-                "{} is what it was",
-                path.display()
-            );
+            assert!(parts(&fs::read(path).unwrap()) == parts(bytes), "{} is what it was", path.display());
         }
     }
 }
@@ -654,8 +477,5 @@ fn a_damaged_checkpoint_costs_its_trial_and_no_more() {
 /// A safetensors file's header, whose entries have no order, and its numbers.
 fn parts(bytes: &[u8]) -> (Value, &[u8]) {
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
-    (
-        serde_json::from_slice(&bytes[8..8 + length]).unwrap(),
-        &bytes[8 + length..],
-    )
+    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), &bytes[8 + length..])
 }

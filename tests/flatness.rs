@@ -115,25 +115,15 @@ fn rows(run: &Path, file: &str) -> Vec<BTreeMap<String, String>> {
 /// A safetensors file: its header with PyTorch's names, whose entries have no order, and its numbers.
 fn parts(bytes: &[u8]) -> (Value, &[u8]) {
     let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
-    (
-        serde_json::from_slice(&bytes[8..8 + length]).unwrap(),
-        &bytes[8 + length..],
-    )
+    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), &bytes[8 + length..])
 }
 
 fn header(run: &Path, file: &str) -> String {
-    fs::read_to_string(run.join(file))
-        .unwrap()
-        .lines()
-        .next()
-        .unwrap()
-        .to_owned()
+    fs::read_to_string(run.join(file)).unwrap().lines().next().unwrap().to_owned()
 }
 
 fn number(row: &BTreeMap<String, String>, column: &str) -> f64 {
-    row[column]
-        .parse()
-        .unwrap_or_else(|_| panic!("{column}: {:?}", row[column]))
+    row[column].parse().unwrap_or_else(|_| panic!("{column}: {:?}", row[column]))
 }
 
 const TABLES: [&str; 3] = ["training.csv", "interpolation.csv", "interpolation_mean.csv"];
@@ -163,10 +153,8 @@ static UNDISTURBED: LazyLock<(Out, PathBuf)> = LazyLock::new(|| {
 #[test]
 fn every_file_of_a_run_is_there() {
     let run = &BASE.1;
-    let found: BTreeSet<String> = files_in(run)
-        .iter()
-        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
-        .collect();
+    let found: BTreeSet<String> =
+        files_in(run).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     let expected = [
         ".lock",
         "interpolation.csv",
@@ -189,11 +177,7 @@ fn every_file_of_a_run_is_there() {
     for path in weights {
         let bytes = fs::read(&path).unwrap();
         let (header, numbers) = parts(&bytes);
-        assert_eq!(
-            header["conv1.weight"]["shape"],
-            serde_json::json!([6, 1, 5, 5]),
-            "{header}"
-        );
+        assert_eq!(header["conv1.weight"]["shape"], serde_json::json!([6, 1, 5, 5]), "{header}");
         assert_eq!(numbers.len(), 4 * 61_706, "LeNet has 61,706 weights");
     }
     assert_eq!(files_in(&run.join("trials")).len(), 2);
@@ -202,14 +186,8 @@ fn every_file_of_a_run_is_there() {
 #[test]
 fn tables_have_a_row_for_every_observation() {
     let run = &BASE.1;
-    assert_eq!(
-        header(run, "training.csv"),
-        "seed,batch,lr,draw,epoch,split,loss_nats,accuracy"
-    );
-    assert_eq!(
-        header(run, "interpolation.csv"),
-        "pairing,theta1,theta2,seed,alpha,split,loss_nats,accuracy"
-    );
+    assert_eq!(header(run, "training.csv"), "seed,batch,lr,draw,epoch,split,loss_nats,accuracy");
+    assert_eq!(header(run, "interpolation.csv"), "pairing,theta1,theta2,seed,alpha,split,loss_nats,accuracy");
     assert_eq!(
         header(run, "interpolation_mean.csv"),
         "pairing,alpha,split,seeds,loss_geometric_mean_nats,loss_low_nats,loss_high_nats,\
@@ -218,13 +196,7 @@ fn tables_have_a_row_for_every_observation() {
 
     let keys = |rows: &[BTreeMap<String, String>], columns: &[&str]| -> Vec<String> {
         rows.iter()
-            .map(|row| {
-                columns
-                    .iter()
-                    .map(|&column| row[column].as_str())
-                    .collect::<Vec<_>>()
-                    .join("|")
-            })
+            .map(|row| columns.iter().map(|&column| row[column].as_str()).collect::<Vec<_>>().join("|"))
             .collect()
     };
     let line: Vec<String> = ["-2", "-1", "0", "1", "2"]
@@ -232,17 +204,9 @@ fn tables_have_a_row_for_every_observation() {
         .flat_map(|alpha| ["train", "test"].map(|split| format!("{alpha}|{split}")))
         .collect();
     let interpolation = rows(run, "interpolation.csv");
-    let expected: Vec<String> = line
-        .iter()
-        .map(|end| format!("batch size|batch 20, lr 0.01|batch 60, lr 0.01|0|{end}"))
-        .collect();
-    assert_eq!(
-        keys(
-            &interpolation,
-            &["pairing", "theta1", "theta2", "seed", "alpha", "split"]
-        ),
-        expected
-    );
+    let expected: Vec<String> =
+        line.iter().map(|end| format!("batch size|batch 20, lr 0.01|batch 60, lr 0.01|0|{end}")).collect();
+    assert_eq!(keys(&interpolation, &["pairing", "theta1", "theta2", "seed", "alpha", "split"]), expected);
     let mean = rows(run, "interpolation_mean.csv");
     let expected: Vec<String> = line.iter().map(|end| format!("batch size|1|{end}")).collect();
     assert_eq!(keys(&mean, &["pairing", "seeds", "alpha", "split"]), expected);
@@ -291,22 +255,10 @@ fn figures_are_whole_and_say_what_they_show() {
     let run = &BASE.1;
     for name in ["training", "interpolation"] {
         let svg = fs::read_to_string(run.join(format!("{name}.svg"))).unwrap();
-        assert!(
-            svg.contains("<svg") && svg.trim_end().ends_with("</svg>"),
-            "{name}"
-        );
-        assert!(
-            svg.contains("digits") && svg.contains("seed 0"),
-            "{name}.svg names data and seed"
-        );
-        assert!(
-            svg.contains("cross-entropy (nats)") && svg.contains("accuracy (%)"),
-            "{name}.svg"
-        );
-        assert!(
-            !svg.contains("NaN") && !svg.contains("inf"),
-            "{name}.svg has no broken coordinate"
-        );
+        assert!(svg.contains("<svg") && svg.trim_end().ends_with("</svg>"), "{name}");
+        assert!(svg.contains("digits") && svg.contains("seed 0"), "{name}.svg names data and seed");
+        assert!(svg.contains("cross-entropy (nats)") && svg.contains("accuracy (%)"), "{name}.svg");
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{name}.svg has no broken coordinate");
         let (width, height) = png_size(&fs::read(run.join(format!("{name}.png"))).unwrap());
         assert!(width >= 600 && height >= 400, "{name}.png is {width}x{height}");
     }
@@ -338,10 +290,7 @@ fn the_manifest_tells_where_the_numbers_come_from() {
     assert_eq!(manifest["settings"]["epochs"], 2);
     assert_eq!(manifest["settings"]["pairings"][0]["second"]["batch"], 60);
     assert_eq!(manifest["data_set"]["name"], "digits");
-    assert_eq!(
-        (&manifest["data_set"]["train"], &manifest["data_set"]["test"]),
-        (&600.into(), &300.into())
-    );
+    assert_eq!((&manifest["data_set"]["train"], &manifest["data_set"]["test"]), (&600.into(), &300.into()));
     let checksums = manifest["data_set"]["checksums"].as_object().unwrap();
     assert!(
         checksums.len() == 4 && checksums.values().all(|sum| sum.as_str().unwrap().len() == 64),
@@ -352,25 +301,11 @@ fn the_manifest_tells_where_the_numbers_come_from() {
         (&"cpu".into(), &"cpu".into())
     );
     for version in ["flatland", "libtorch", "tch", "rustc", "os"] {
-        assert!(
-            manifest["versions"][version]
-                .as_str()
-                .is_some_and(|text| !text.is_empty()),
-            "{version}"
-        );
+        assert!(manifest["versions"][version].as_str().is_some_and(|text| !text.is_empty()), "{version}");
     }
-    assert!(
-        manifest["command"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .any(|word| word == "images.train=600")
-    );
+    assert!(manifest["command"].as_array().unwrap().iter().any(|word| word == "images.train=600"));
     for time in ["started", "ended"] {
-        assert!(
-            manifest[time].as_str().is_some_and(|text| text.ends_with('Z')),
-            "{time}"
-        );
+        assert!(manifest[time].as_str().is_some_and(|text| text.ends_with('Z')), "{time}");
     }
     assert!(manifest["seconds"].as_f64().unwrap() > 0.);
 
@@ -380,23 +315,12 @@ fn the_manifest_tells_where_the_numbers_come_from() {
         .iter()
         .map(|file| (file["name"].as_str().unwrap(), file))
         .collect();
-    for name in TABLES.into_iter().chain([
-        "settings.toml",
-        "interpolation.svg",
-        "interpolation.png",
-        "training.svg",
-    ]) {
+    for name in
+        TABLES.into_iter().chain(["settings.toml", "interpolation.svg", "interpolation.png", "training.svg"])
+    {
         let bytes = fs::read(run.join(name)).unwrap();
-        assert_eq!(
-            files[name]["sha256"].as_str().unwrap(),
-            sha256_hex(&bytes),
-            "{name}"
-        );
-        assert_eq!(
-            files[name]["bytes"].as_u64().unwrap(),
-            bytes.len() as u64,
-            "{name}"
-        );
+        assert_eq!(files[name]["sha256"].as_str().unwrap(), sha256_hex(&bytes), "{name}");
+        assert_eq!(files[name]["bytes"].as_u64().unwrap(), bytes.len() as u64, "{name}");
     }
 }
 
@@ -419,20 +343,13 @@ fn more_seeds_add_intervals_and_change_nothing_else() {
     let both = out.run(&[SMALL, QUICK, &["--seeds", "2"]]);
     assert_eq!(manifest(&both)["seeds"], serde_json::json!([0, 1]));
     for table in ["training.csv", "interpolation.csv"] {
-        let of_seed = |seed: &str| {
-            rows(&both, table)
-                .into_iter()
-                .filter(|row| row["seed"] == seed)
-                .collect::<Vec<_>>()
-        };
+        let of_seed =
+            |seed: &str| rows(&both, table).into_iter().filter(|row| row["seed"] == seed).collect::<Vec<_>>();
         let (first, second) = (of_seed("0"), of_seed("1"));
         assert_eq!(first, rows(&BASE.1, table), "{table}");
         assert_eq!(first.len(), second.len());
-        let equal = first
-            .iter()
-            .zip(&second)
-            .filter(|(one, other)| one["loss_nats"] == other["loss_nats"])
-            .count();
+        let equal =
+            first.iter().zip(&second).filter(|(one, other)| one["loss_nats"] == other["loss_nats"]).count();
         assert_eq!(equal, 0, "{table}: another seed gives another loss everywhere");
     }
     let single = rows(&both, "interpolation.csv");
@@ -443,24 +360,15 @@ fn more_seeds_add_intervals_and_change_nothing_else() {
         let of = |single: &&BTreeMap<String, String>| {
             single["alpha"] == row["alpha"] && single["split"] == row["split"]
         };
-        let logs: Vec<f64> = single
-            .iter()
-            .filter(of)
-            .map(|single| number(single, "loss_nats").ln())
-            .collect();
+        let logs: Vec<f64> =
+            single.iter().filter(of).map(|single| number(single, "loss_nats").ln()).collect();
         assert_eq!((logs.len(), row["seeds"].as_str()), (2, "2"));
         let by_hand = logs.iter().sum::<f64>() / 2.;
         assert!((mean.ln() - by_hand).abs() < 1e-9, "{row:?}");
         // Student's t with 1 degree of freedom at 97.5 % is 12.7062; of two values, s / √2 is half the distance.
         let half = 12.706_204_736 * (logs[0] - logs[1]).abs() / 2.;
-        assert!(
-            (high.ln() - by_hand - half).abs() < 1e-6 * half.max(1.),
-            "{row:?}"
-        );
-        assert!(
-            number(&row, "accuracy_low") <= number(&row, "accuracy_mean"),
-            "{row:?}"
-        );
+        assert!((high.ln() - by_hand - half).abs() < 1e-6 * half.max(1.), "{row:?}");
+        assert!(number(&row, "accuracy_low") <= number(&row, "accuracy_mean"), "{row:?}");
     }
 }
 
@@ -468,10 +376,7 @@ fn more_seeds_add_intervals_and_change_nothing_else() {
 fn wait_for(what: &str, ready: impl Fn() -> bool) {
     let start = Instant::now();
     while !ready() {
-        assert!(
-            start.elapsed() < Duration::from_secs(100),
-            "waited in vain for {what}"
-        );
+        assert!(start.elapsed() < Duration::from_secs(100), "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -479,12 +384,7 @@ fn wait_for(what: &str, ready: impl Fn() -> bool) {
 fn safetensors_in(out: &Out, folder: &str) -> Vec<PathBuf> {
     let runs = out.runs();
     let files = runs.iter().flat_map(|run| files_in(&run.join(folder)));
-    files
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "safetensors")
-        })
-        .collect()
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors")).collect()
 }
 
 #[cfg(unix)]
@@ -494,17 +394,9 @@ fn a_killed_run_goes_on_and_gives_the_same_bytes() {
     let mut child = out.start(&[SMALL, LONG]);
     wait_for("a checkpoint", || !safetensors_in(&out, "trials").is_empty());
     child.kill().unwrap();
-    assert_eq!(
-        child.wait().unwrap().code(),
-        None,
-        "ended by the signal, not by itself"
-    );
+    assert_eq!(child.wait().unwrap().code(), None, "ended by the signal, not by itself");
     let run = out.newest();
-    assert_eq!(
-        manifest(&run)["status"],
-        "running",
-        "it had no chance to say anything else"
-    );
+    assert_eq!(manifest(&run)["status"], "running", "it had no chance to say anything else");
     assert!(!run.join("interpolation.csv").exists());
 
     let resumed = out.run(&[SMALL, LONG, &["--resume"]]);
@@ -537,22 +429,13 @@ fn an_interrupted_run_goes_on_without_training_again_what_is_finished() {
     assert_eq!(child.wait().unwrap().code(), Some(75));
     let run = out.newest();
     let stopped = manifest(&run);
-    assert_eq!(
-        (&stopped["status"], &stopped["exit_code"]),
-        (&"interrupted".into(), &75.into())
-    );
-    assert!(
-        stopped["error"].as_str().unwrap().contains("--resume"),
-        "{stopped}"
-    );
+    assert_eq!((&stopped["status"], &stopped["exit_code"]), (&"interrupted".into(), &75.into()));
+    assert!(stopped["error"].as_str().unwrap().contains("--resume"), "{stopped}");
 
     assert_eq!(out.run(&[SMALL, LONG, &["--resume"]]), run);
     assert_same_tables(&UNDISTURBED.1, &run);
     let manifest = manifest(&run);
-    assert_eq!(
-        (&manifest["status"], &manifest["exit_code"]),
-        (&"finished".into(), &0.into())
-    );
+    assert_eq!((&manifest["status"], &manifest["exit_code"]), (&"finished".into(), &0.into()));
     assert_eq!(manifest["error"], Value::Null);
     assert_eq!(written(&finished), before, "the finished trial was not touched");
 
@@ -571,15 +454,9 @@ fn a_model_that_diverges_is_shown_as_it_is() {
     let run = out.run(&[SMALL, &["--set", "epochs=1", "--set", pairing]]);
     let at = |table: &str, column: &str, value: &str| -> Vec<f64> {
         let rows = rows(&run, table);
-        rows.iter()
-            .filter(|row| row[column] == value)
-            .map(|row| number(row, "loss_nats"))
-            .collect()
+        rows.iter().filter(|row| row[column] == value).map(|row| number(row, "loss_nats")).collect()
     };
-    for loss in at("training.csv", "lr", "1000")
-        .into_iter()
-        .chain(at("interpolation.csv", "alpha", "0"))
-    {
+    for loss in at("training.csv", "lr", "1000").into_iter().chain(at("interpolation.csv", "alpha", "0")) {
         // Overflowed or on its way there, never an innocent number.
         assert!(!loss.is_finite() || loss > 1e3, "{loss}");
     }
@@ -588,10 +465,7 @@ fn a_model_that_diverges_is_shown_as_it_is() {
     assert!(at("training.csv", "lr", "0.01").into_iter().all(f64::is_finite));
     for figure in ["training", "interpolation"] {
         assert!(
-            fs::read_to_string(run.join(format!("{figure}.svg")))
-                .unwrap()
-                .trim_end()
-                .ends_with("</svg>")
+            fs::read_to_string(run.join(format!("{figure}.svg"))).unwrap().trim_end().ends_with("</svg>")
         );
         png_size(&fs::read(run.join(format!("{figure}.png"))).unwrap());
     }
@@ -603,10 +477,7 @@ fn a_model_that_diverges_is_shown_as_it_is() {
 fn outputs_lie_where_the_user_stands_and_latest_points_at_the_newest() {
     let place = TempDir::new().unwrap();
     let mut command = Command::new(BINARY);
-    command
-        .current_dir(place.path())
-        .args([SMALL, QUICK].concat())
-        .args(["--set", "images.size32=resize"]);
+    command.current_dir(place.path()).args([SMALL, QUICK].concat()).args(["--set", "images.size32=resize"]);
     // With nothing to resume, --resume begins.
     command
         .arg("--resume")
@@ -620,13 +491,7 @@ fn outputs_lie_where_the_user_stands_and_latest_points_at_the_newest() {
     assert_eq!(run.parent().unwrap(), all.canonicalize().unwrap());
     let manifest = manifest(&run);
     assert_eq!(manifest["status"], "finished");
-    assert!(
-        manifest["data_set"]["preparation"]
-            .as_str()
-            .unwrap()
-            .contains("resized"),
-        "{manifest}"
-    );
+    assert!(manifest["data_set"]["preparation"].as_str().unwrap().contains("resized"), "{manifest}");
     assert_ne!(
         fs::read(run.join("interpolation.csv")).unwrap(),
         fs::read(BASE.1.join("interpolation.csv")).unwrap(),
@@ -637,11 +502,7 @@ fn outputs_lie_where_the_user_stands_and_latest_points_at_the_newest() {
 #[test]
 fn settings_shown_are_settings_that_can_be_given() {
     let show = |arguments: &[&str]| -> String {
-        let output = Command::new(BINARY)
-            .args(arguments)
-            .arg("--show-settings")
-            .output()
-            .unwrap();
+        let output = Command::new(BINARY).args(arguments).arg("--show-settings").output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty());
         String::from_utf8(output.stdout).unwrap()
     };
@@ -659,15 +520,9 @@ fn settings_shown_are_settings_that_can_be_given() {
 fn help_has_examples_and_exit_codes() {
     let help = Command::new(BINARY).arg("--help").assert().success();
     help.stdout(
-        contains("Examples:")
-            .and(contains("flatness --preset quick"))
-            .and(contains("75 interrupted")),
+        contains("Examples:").and(contains("flatness --preset quick")).and(contains("75 interrupted")),
     );
-    Command::new(BINARY)
-        .arg("--version")
-        .assert()
-        .success()
-        .stdout(contains("flatness 0."));
+    Command::new(BINARY).arg("--version").assert().success().stdout(contains("flatness 0."));
 }
 
 /// `flatness --show-settings | head -1` is no reason for a panic.

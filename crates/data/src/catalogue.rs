@@ -38,22 +38,10 @@ pub(crate) struct Published {
 
 const fn parts(checksums: [Checksum; 4]) -> [Part; 4] {
     [
-        Part {
-            file: "train-images-idx3-ubyte",
-            checksum: checksums[0],
-        },
-        Part {
-            file: "train-labels-idx1-ubyte",
-            checksum: checksums[1],
-        },
-        Part {
-            file: "t10k-images-idx3-ubyte",
-            checksum: checksums[2],
-        },
-        Part {
-            file: "t10k-labels-idx1-ubyte",
-            checksum: checksums[3],
-        },
+        Part { file: "train-images-idx3-ubyte", checksum: checksums[0] },
+        Part { file: "train-labels-idx1-ubyte", checksum: checksums[1] },
+        Part { file: "t10k-images-idx3-ubyte", checksum: checksums[2] },
+        Part { file: "t10k-labels-idx1-ubyte", checksum: checksums[3] },
     ]
 }
 
@@ -119,17 +107,9 @@ mod tests {
         for published in DataSetName::ALL.into_iter().filter_map(published) {
             for part in published.parts {
                 let (Checksum::Unpacked(sum) | Checksum::Packed(sum)) = part.checksum;
-                assert!(
-                    sum.len() == 64 && sum.bytes().all(|b| b"0123456789abcdef".contains(&b)),
-                    "{sum}"
-                );
+                assert!(sum.len() == 64 && sum.bytes().all(|b| b"0123456789abcdef".contains(&b)), "{sum}");
             }
-            assert!(
-                published
-                    .mirrors
-                    .iter()
-                    .all(|m| m.starts_with("http") && m.ends_with('/'))
-            );
+            assert!(published.mirrors.iter().all(|m| m.starts_with("http") && m.ends_with('/')));
         }
     }
 }

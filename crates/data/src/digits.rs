@@ -51,10 +51,7 @@ pub(crate) fn generate(seed: u64) -> (Split, Split) {
 
 /// `writers` writers from number `first` on, each with `each` digits.
 fn split(seed: u64, first: u64, (writers, each): (u64, u64)) -> Split {
-    let hands: Vec<Writer> = (first..first + writers)
-        .into_par_iter()
-        .map(|n| Writer::new(seed, n))
-        .collect();
+    let hands: Vec<Writer> = (first..first + writers).into_par_iter().map(|n| Writer::new(seed, n)).collect();
     let count = (writers * each) as usize;
     let mut order: Vec<u64> = (0..writers * each).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -65,15 +62,12 @@ fn split(seed: u64, first: u64, (writers, each): (u64, u64)) -> Split {
     let fresh = ChaCha8Rng::seed_from_u64(seed);
     let mut images = Array3::zeros((count, SIDE, SIDE));
     if let Some(bytes) = images.as_slice_mut() {
-        bytes
-            .par_chunks_mut(SIDE * SIDE)
-            .zip(&order)
-            .for_each(|(image, &sample)| {
-                let mut rng = fresh.clone();
-                rng.set_stream(SAMPLE_STREAM + (first << 20) + sample);
-                let writer = &hands[(sample / each) as usize];
-                image.copy_from_slice(&draw(writer, (sample % 10) as usize, &mut rng));
-            });
+        bytes.par_chunks_mut(SIDE * SIDE).zip(&order).for_each(|(image, &sample)| {
+            let mut rng = fresh.clone();
+            rng.set_stream(SAMPLE_STREAM + (first << 20) + sample);
+            let writer = &hands[(sample / each) as usize];
+            image.copy_from_slice(&draw(writer, (sample % 10) as usize, &mut rng));
+        });
     }
     Split { images, labels }
 }
@@ -89,28 +83,14 @@ mod tests {
 
     #[test]
     fn seed_0_is_pinned_whatever_the_number_of_threads() {
-        let pool = |threads| {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap()
-        };
+        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let (train, test) = pool(1).install(|| generate(0));
         let (again_train, again_test) = pool(3).install(|| generate(0));
         assert!(train == again_train && test == again_test);
         // Any change to these bytes changes every result found on `digits`: do it knowingly.
-        assert_eq!(
-            sum(&train),
-            "d11706156c39b8c8142450c6d751890e3626bf8129a0357847c24cab75a2169a"
-        );
-        assert_eq!(
-            sum(&test),
-            "a6c6b12fc4985b1d349effda923bf9295722f56bedbe35172c276d4b206498d3"
-        );
-        assert_eq!(
-            sha256(&train.labels),
-            "b38165d6380d84bd973bcdddc8de476d447a2c120917d2baee672161fbc0532d"
-        );
+        assert_eq!(sum(&train), "d11706156c39b8c8142450c6d751890e3626bf8129a0357847c24cab75a2169a");
+        assert_eq!(sum(&test), "a6c6b12fc4985b1d349effda923bf9295722f56bedbe35172c276d4b206498d3");
+        assert_eq!(sha256(&train.labels), "b38165d6380d84bd973bcdddc8de476d447a2c120917d2baee672161fbc0532d");
     }
 
     #[test]
@@ -124,10 +104,7 @@ mod tests {
         let (train, test) = generate(7);
         for (split, count) in [(&train, 60_000), (&test, 10_000)] {
             let mut counts = [0; 10];
-            split
-                .labels
-                .iter()
-                .for_each(|&label| counts[usize::from(label)] += 1);
+            split.labels.iter().for_each(|&label| counts[usize::from(label)] += 1);
             assert_eq!(counts, [count / 10; 10]);
             // Shuffled: every stretch has every digit.
             for stretch in split.labels.chunks(200) {
@@ -138,20 +115,14 @@ mod tests {
             assert!((0.10..0.16).contains(&mean), "mean {mean}; MNIST has 0.131");
             for (index, image) in split.images.outer_iter().enumerate() {
                 let inked = image.iter().filter(|&&p| p > 100).count();
-                assert!(
-                    (10..400).contains(&inked),
-                    "image {index} has {inked} inked pixels"
-                );
+                assert!((10..400).contains(&inked), "image {index} has {inked} inked pixels");
                 let (mut mass, mut x, mut y) = (0.0, 0.0, 0.0);
                 for ((row, column), &p) in image.indexed_iter() {
                     let p = f64::from(p);
                     (mass, x, y) = (mass + p, x + p * column as f64, y + p * row as f64);
                 }
                 let (x, y) = (x / mass - 13.5, y / mass - 13.5);
-                assert!(
-                    x.abs() < 4.0 && y.abs() < 4.0,
-                    "image {index} is off centre by ({x}, {y})"
-                );
+                assert!(x.abs() < 4.0 && y.abs() < 4.0, "image {index} is off centre by ({x}, {y})");
             }
         }
     }

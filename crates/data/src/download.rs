@@ -41,20 +41,12 @@ fn list_mirrors(published: &Published, own: &str) -> Vec<String> {
 /// The names under which a file is accepted, the published one first: `.gz` or not, `-idx3` or `.idx3`.
 fn accepted_names(file: &str) -> [String; 4] {
     let dotted = file.replacen("-idx", ".idx", 1);
-    [
-        format!("{file}.gz"),
-        format!("{dotted}.gz"),
-        file.to_owned(),
-        dotted,
-    ]
+    [format!("{file}.gz"), format!("{dotted}.gz"), file.to_owned(), dotted]
 }
 
 /// The file in its folder, if it is there under any accepted name.
 pub(crate) fn find(folder: &Path, part: &Part) -> Option<PathBuf> {
-    accepted_names(part.file)
-        .into_iter()
-        .map(|name| folder.join(name))
-        .find(|path| path.is_file())
+    accepted_names(part.file).into_iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
 /// Fetches one file into `folder` from the first of `mirrors` that delivers it whole and with the published
@@ -88,20 +80,11 @@ pub(crate) fn fetch(
                 let _ = write!(tried, "{separator}{url} ({reason})");
             }
             Err(Failure::Disk(source)) => {
-                return Err(DataError::Io {
-                    action: "write",
-                    path: partial,
-                    source,
-                });
+                return Err(DataError::Io { action: "write", path: partial, source });
             }
         }
     }
-    Err(DataError::Unreachable {
-        name,
-        file: part.file,
-        tried,
-        folder: folder.into(),
-    })
+    Err(DataError::Unreachable { name, file: part.file, tried, folder: folder.into() })
 }
 
 /// Holds the folder's lock until the returned file is dropped, waiting for another process if need be.
@@ -116,20 +99,13 @@ fn lock(name: DataSetName, folder: &Path, progress: &dyn Progress) -> Result<Fil
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            progress.begin(
-                &format!("waiting for another process that downloads {name}"),
-                None,
-            );
+            progress.begin(&format!("waiting for another process that downloads {name}"), None);
             let locked = file.lock();
             progress.end();
             locked.map_err(DataError::io("lock", &path))?;
         }
         Err(TryLockError::Error(source)) => {
-            return Err(DataError::Io {
-                action: "lock",
-                path,
-                source,
-            });
+            return Err(DataError::Io { action: "lock", path, source });
         }
     }
     Ok(file)
@@ -249,25 +225,16 @@ fn append(
 
     progress.begin(&format!("downloading {url}"), announced.map(|bytes| from + bytes));
     progress.advance(from);
-    let outcome = copy(
-        response.into_body().into_reader().take(MOST_BYTES),
-        &mut file,
-        progress,
-    );
+    let outcome = copy(response.into_body().into_reader().take(MOST_BYTES), &mut file, progress);
     progress.end();
     let (received, ended) = outcome.map_err(Failure::Disk)?;
     file.sync_all().map_err(Failure::Disk)?;
 
     Ok(match (ended, announced) {
-        (Err(error), _) => Some(format!(
-            "the connection broke after {} bytes: {error}",
-            from + received
-        )),
-        (Ok(()), Some(announced)) if received < announced => Some(format!(
-            "the connection broke after {} of {} bytes",
-            from + received,
-            from + announced
-        )),
+        (Err(error), _) => Some(format!("the connection broke after {} bytes: {error}", from + received)),
+        (Ok(()), Some(announced)) if received < announced => {
+            Some(format!("the connection broke after {} of {} bytes", from + received, from + announced))
+        }
         _ => None,
     })
 }
@@ -303,11 +270,7 @@ fn agent(url: &str) -> Agent {
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     Agent::config_builder()
         .http_status_as_error(false)
-        .tls_config(
-            TlsConfig::builder()
-                .root_certs(RootCerts::PlatformVerifier)
-                .build(),
-        )
+        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         // A mirror on this very machine is never behind a proxy.
         .proxy(if local { None } else { Proxy::try_from_env() })
         // The bytes of the file itself are wanted, and ranges are of those.

@@ -36,19 +36,10 @@ mod tests {
     #[test]
     fn the_option_goes_before_the_variable_and_that_before_the_platform() {
         let variable = Some(OsString::from("/from/variable"));
-        assert_eq!(
-            choose(Some(Path::new("/given")), variable.clone()).unwrap(),
-            Path::new("/given")
-        );
+        assert_eq!(choose(Some(Path::new("/given")), variable.clone()).unwrap(), Path::new("/given"));
         assert_eq!(choose(None, variable).unwrap(), Path::new("/from/variable"));
         for unset in [None, Some(OsString::new())] {
-            assert!(
-                choose(None, unset)
-                    .unwrap()
-                    .to_string_lossy()
-                    .to_lowercase()
-                    .contains("flatland")
-            );
+            assert!(choose(None, unset).unwrap().to_string_lossy().to_lowercase().contains("flatland"));
         }
     }
 }

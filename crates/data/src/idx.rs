@@ -35,13 +35,11 @@ pub(crate) struct Unpacked {
 /// The sha256 of some bytes, in hex.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// Reads a file, unpacked if its content is gzip, whatever its name.
@@ -55,29 +53,18 @@ pub(crate) fn read(path: &Path) -> Result<Unpacked, DataError> {
     }
     if !bytes.starts_with(&GZIP) {
         let sha256 = sha256(&bytes);
-        return Ok(Unpacked {
-            bytes,
-            sha256,
-            packed_sha256: None,
-        });
+        return Ok(Unpacked { bytes, sha256, packed_sha256: None });
     }
     let mut unpacked = Vec::with_capacity(4 * bytes.len());
     MultiGzDecoder::new(&bytes[..])
         .take(MOST_BYTES)
         .read_to_end(&mut unpacked)
-        .map_err(|error| DataError::Gzip {
-            path: path.into(),
-            reason: error.to_string(),
-        })?;
+        .map_err(|error| DataError::Gzip { path: path.into(), reason: error.to_string() })?;
     if unpacked.is_empty() {
         return Err(DataError::Empty { path: path.into() });
     }
     let sums = rayon::join(|| sha256(&unpacked), || sha256(&bytes));
-    Ok(Unpacked {
-        bytes: unpacked,
-        sha256: sums.0,
-        packed_sha256: Some(sums.1),
-    })
+    Ok(Unpacked { bytes: unpacked, sha256: sums.0, packed_sha256: Some(sums.1) })
 }
 
 /// Whether the file is the published one.
@@ -86,32 +73,20 @@ pub(crate) fn verify(path: &Path, part: &Part, file: &Unpacked) -> Result<(), Da
         (Checksum::Unpacked(expected), _) => ("the unpacked bytes", expected, &file.sha256),
         (Checksum::Packed(expected), Some(packed)) => ("the gzip file", expected, packed),
         (Checksum::Packed(_), None) => {
-            return Err(DataError::Unverifiable {
-                path: path.into(),
-                file: part.file,
-            });
+            return Err(DataError::Unverifiable { path: path.into(), file: part.file });
         }
     };
     if expected == found.as_str() {
         return Ok(());
     }
-    Err(DataError::Checksum {
-        path: path.into(),
-        of,
-        expected,
-        found: found.clone(),
-    })
+    Err(DataError::Checksum { path: path.into(), of, expected, found: found.clone() })
 }
 
 /// The images in an IDX file's bytes, [N, 28, 28].
 pub(crate) fn images(path: &Path, bytes: &[u8]) -> Result<Array3<u8>, DataError> {
     let [count, rows, columns] = header(path, bytes, IMAGES, "images")?;
     if (rows, columns) != (28, 28) {
-        return Err(DataError::ImageSize {
-            path: path.into(),
-            rows,
-            columns,
-        });
+        return Err(DataError::ImageSize { path: path.into(), rows, columns });
     }
     let pixels = body(path, bytes, 16, u64::from(count) * 28 * 28)?.to_vec();
     let found = pixels.len() as u64;
@@ -127,11 +102,7 @@ pub(crate) fn labels(path: &Path, bytes: &[u8]) -> Result<Vec<u8>, DataError> {
     let [count] = header(path, bytes, LABELS, "labels")?;
     let labels = body(path, bytes, 8, u64::from(count))?;
     match labels.iter().position(|&label| label > 9) {
-        Some(position) => Err(DataError::Label {
-            path: path.into(),
-            position,
-            label: labels[position],
-        }),
+        Some(position) => Err(DataError::Label { path: path.into(), position, label: labels[position] }),
         None => Ok(labels.to_vec()),
     }
 }
@@ -147,19 +118,11 @@ fn header<const D: usize>(
         let word = bytes.get(4 * index..)?.first_chunk()?;
         Some(u32::from_be_bytes(*word))
     };
-    let truncated = || DataError::Truncated {
-        path: path.into(),
-        expected: 4 + 4 * D as u64,
-        found: bytes.len() as u64,
-    };
+    let truncated =
+        || DataError::Truncated { path: path.into(), expected: 4 + 4 * D as u64, found: bytes.len() as u64 };
     let found = word(0).ok_or_else(truncated)?;
     if found != magic {
-        return Err(DataError::Magic {
-            path: path.into(),
-            what,
-            expected: magic,
-            found,
-        });
+        return Err(DataError::Magic { path: path.into(), what, expected: magic, found });
     }
     let mut dimensions = [0; D];
     for (index, dimension) in dimensions.iter_mut().enumerate() {
@@ -173,16 +136,8 @@ fn body<'a>(path: &Path, bytes: &'a [u8], header: u64, announced: u64) -> Result
     let (expected, found) = (header + announced, bytes.len() as u64);
     let path = path.into();
     match found.cmp(&expected) {
-        std::cmp::Ordering::Less => Err(DataError::Truncated {
-            path,
-            expected,
-            found,
-        }),
-        std::cmp::Ordering::Greater => Err(DataError::Trailing {
-            path,
-            expected,
-            found,
-        }),
+        std::cmp::Ordering::Less => Err(DataError::Truncated { path, expected, found }),
+        std::cmp::Ordering::Greater => Err(DataError::Trailing { path, expected, found }),
         std::cmp::Ordering::Equal => Ok(&bytes[header as usize..]),
     }
 }
@@ -228,14 +183,8 @@ pub(crate) mod tests {
         };
         let message = error.to_string();
         assert!(message.contains("some-file.gz"), "the path is named: {message}");
-        assert!(
-            message.contains("expected") && message.contains("delete"),
-            "{message}"
-        );
-        assert!(
-            !message.contains(". ") && !message.contains('\n'),
-            "one sentence: {message}"
-        );
+        assert!(message.contains("expected") && message.contains("delete"), "{message}");
+        assert!(!message.contains(". ") && !message.contains('\n'), "one sentence: {message}");
         message
     }
 
@@ -260,15 +209,9 @@ pub(crate) mod tests {
     fn a_truncated_file_says_both_lengths() {
         let whole = idx_images(2, 28, 28, 1);
         let message = complaint(&whole[..1000], images);
-        assert!(
-            message.contains("truncated: expected 1584 bytes (unpacked), found 1000"),
-            "{message}"
-        );
+        assert!(message.contains("truncated: expected 1584 bytes (unpacked), found 1000"), "{message}");
         let message = complaint(&gzip(&whole[..1000]), images);
-        assert!(
-            message.contains("expected 1584 bytes (unpacked), found 1000"),
-            "{message}"
-        );
+        assert!(message.contains("expected 1584 bytes (unpacked), found 1000"), "{message}");
         // Not even a header.
         assert!(complaint(&whole[..10], images).contains("expected 16 bytes (unpacked), found 10"));
         assert!(complaint(&whole[..3], images).contains("expected 16 bytes (unpacked), found 3"));
@@ -286,19 +229,13 @@ pub(crate) mod tests {
         let mut bytes = idx_labels(&[1, 2, 3]);
         bytes.push(0);
         let message = complaint(&bytes, labels);
-        assert!(
-            message.contains("trailing bytes: expected 11 bytes (unpacked), found 12"),
-            "{message}"
-        );
+        assert!(message.contains("trailing bytes: expected 11 bytes (unpacked), found 12"), "{message}");
     }
 
     #[test]
     fn a_wrong_magic_number_is_refused() {
         let message = complaint(&idx_labels(&[1; 30]), images);
-        assert!(
-            message.contains("expected it to start with 0x00000803, found 0x00000801"),
-            "{message}"
-        );
+        assert!(message.contains("expected it to start with 0x00000803, found 0x00000801"), "{message}");
         assert!(complaint(b"<html>not found</html>", labels).contains("no IDX file of labels"));
     }
 
@@ -328,14 +265,8 @@ pub(crate) mod tests {
         let plain = idx_labels(&[1, 2]);
         let packed = gzip(&plain);
         let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
-        let by_unpacked = Part {
-            file: "x",
-            checksum: Checksum::Unpacked(leak(sha256(&plain))),
-        };
-        let by_packed = Part {
-            file: "x",
-            checksum: Checksum::Packed(leak(sha256(&packed))),
-        };
+        let by_unpacked = Part { file: "x", checksum: Checksum::Unpacked(leak(sha256(&plain))) };
+        let by_packed = Part { file: "x", checksum: Checksum::Packed(leak(sha256(&packed))) };
         let path = folder.path().join("labels");
         let check = |bytes: &[u8], part: &Part| {
             fs::write(&path, bytes).unwrap();
@@ -350,19 +281,8 @@ pub(crate) mod tests {
             message.contains("wrong checksum: expected sha256") && message.contains("delete"),
             "{message}"
         );
-        assert!(
-            message.contains(&sha256(&plain)) && message.contains(&sha256(&other)),
-            "{message}"
-        );
-        assert!(
-            check(&gzip(&other), &by_packed)
-                .unwrap_err()
-                .contains("of the gzip file")
-        );
-        assert!(
-            check(&plain, &by_packed)
-                .unwrap_err()
-                .contains("cannot be verified")
-        );
+        assert!(message.contains(&sha256(&plain)) && message.contains(&sha256(&other)), "{message}");
+        assert!(check(&gzip(&other), &by_packed).unwrap_err().contains("of the gzip file"));
+        assert!(check(&plain, &by_packed).unwrap_err().contains("cannot be verified"));
     }
 }

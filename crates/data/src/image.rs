@@ -35,9 +35,7 @@ impl FromStr for Size32 {
         match text {
             "pad" => Ok(Self::Pad),
             "resize" => Ok(Self::Resize),
-            _ => Err(DataError::UnknownSize32 {
-                found: text.to_owned(),
-            }),
+            _ => Err(DataError::UnknownSize32 { found: text.to_owned() }),
         }
     }
 }
@@ -54,11 +52,8 @@ pub fn to_32(images: &Array3<u8>, way: Size32) -> Array3<u8> {
     assert_eq!((rows, columns), (SMALL, SMALL), "to_32 takes images of 28x28");
     let mut large = Array3::zeros((count, LARGE, LARGE));
     let taps = taps();
-    large
-        .axis_iter_mut(Axis(0))
-        .into_par_iter()
-        .zip(images.axis_iter(Axis(0)))
-        .for_each(|(mut large, small)| match way {
+    large.axis_iter_mut(Axis(0)).into_par_iter().zip(images.axis_iter(Axis(0))).for_each(
+        |(mut large, small)| match way {
             Size32::Pad => large.slice_mut(ndarray::s![2..30, 2..30]).assign(&small),
             Size32::Resize => {
                 // Columns first, rounded to bytes, then rows: as PIL.
@@ -74,7 +69,8 @@ pub fn to_32(images: &Array3<u8>, way: Size32) -> Array3<u8> {
                     }
                 }
             }
-        });
+        },
+    );
     large
 }
 
@@ -104,25 +100,13 @@ fn taps() -> [Tap; LARGE] {
         let below = at.floor();
         let weight = ((at - below) * ONE).round() as u32;
         if below < 0.0 {
-            return Tap {
-                first: 0,
-                second: 0,
-                weights: (ONE as u32, 0),
-            };
+            return Tap { first: 0, second: 0, weights: (ONE as u32, 0) };
         }
         let first = below as usize;
         if first + 1 >= SMALL {
-            return Tap {
-                first: SMALL - 1,
-                second: SMALL - 1,
-                weights: (ONE as u32, 0),
-            };
+            return Tap { first: SMALL - 1, second: SMALL - 1, weights: (ONE as u32, 0) };
         }
-        Tap {
-            first,
-            second: first + 1,
-            weights: (ONE as u32 - weight, weight),
-        }
+        Tap { first, second: first + 1, weights: (ONE as u32 - weight, weight) }
     })
 }
 
@@ -134,16 +118,11 @@ pub fn to_f32(images: &Array3<u8>, mean: f32, std: f32) -> Array4<f32> {
     let (count, rows, columns) = images.dim();
     let value: [f32; 256] = std::array::from_fn(|p| (p as f32 / 255.0 - mean) / std);
     let mut floats = Array4::zeros((count, 1, rows, columns));
-    floats
-        .axis_iter_mut(Axis(0))
-        .into_par_iter()
-        .zip(images.axis_iter(Axis(0)))
-        .for_each(|(mut floats, image)| {
-            floats
-                .iter_mut()
-                .zip(&image)
-                .for_each(|(float, &pixel)| *float = value[usize::from(pixel)]);
-        });
+    floats.axis_iter_mut(Axis(0)).into_par_iter().zip(images.axis_iter(Axis(0))).for_each(
+        |(mut floats, image)| {
+            floats.iter_mut().zip(&image).for_each(|(float, &pixel)| *float = value[usize::from(pixel)]);
+        },
+    );
     floats
 }
 
@@ -154,9 +133,7 @@ mod tests {
 
     /// Two images without any symmetry.
     fn pattern() -> Array3<u8> {
-        Array3::from_shape_fn((2, 28, 28), |(n, i, j)| {
-            ((n * 50 + i * 37 + j * 91 + i * j * 13) % 256) as u8
-        })
+        Array3::from_shape_fn((2, 28, 28), |(n, i, j)| ((n * 50 + i * 37 + j * 91 + i * j * 13) % 256) as u8)
     }
 
     #[test]
@@ -203,12 +180,6 @@ mod tests {
             assert_eq!(way.to_string().parse::<Size32>().unwrap(), way);
             assert_eq!(serde_json::to_string(&way).unwrap(), format!("\"{way}\""));
         }
-        assert!(
-            "crop"
-                .parse::<Size32>()
-                .unwrap_err()
-                .to_string()
-                .contains("pad, resize")
-        );
+        assert!("crop".parse::<Size32>().unwrap_err().to_string().contains("pad, resize"));
     }
 }

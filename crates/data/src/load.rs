@@ -48,11 +48,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self {
-            data_dir: None,
-            download: true,
-            digits_seed: 0,
-        }
+        Self { data_dir: None, download: true, digits_seed: 0 }
     }
 }
 
@@ -79,20 +75,11 @@ fn generate(seed: u64) -> DataSet {
         .into_par_iter()
         .flat_map_iter(|(split, Split { images, labels })| {
             let pixels = images.as_slice().map(sha256).unwrap_or_default();
-            [
-                (format!("{split}-images"), pixels),
-                (format!("{split}-labels"), sha256(labels)),
-            ]
+            [(format!("{split}-images"), pixels), (format!("{split}-labels"), sha256(labels))]
         })
         .collect();
     let checksums = sums.into_iter().collect();
-    DataSet {
-        name: DataSetName::Digits,
-        train,
-        test,
-        checksums,
-        origin: format!("generated, seed {seed}"),
-    }
+    DataSet { name: DataSetName::Digits, train, test, checksums, origin: format!("generated, seed {seed}") }
 }
 
 /// Reads a published data set from `folder`, fetching from `mirrors` (none: no download) what is missing.
@@ -106,11 +93,7 @@ pub(crate) fn read(
     let locate = |part: &Part| match (download::find(folder, part), mirrors) {
         (Some(path), _) => Ok(path),
         (None, Some(mirrors)) => download::fetch(name, part, folder, mirrors, progress),
-        (None, None) => Err(DataError::Missing {
-            name,
-            file: part.file,
-            folder: folder.into(),
-        }),
+        (None, None) => Err(DataError::Missing { name, file: part.file, folder: folder.into() }),
     };
     // One after the other: so that the first missing file is reported before the next is asked for.
     let paths: Vec<PathBuf> = published.parts.iter().map(locate).collect::<Result<_, _>>()?;
@@ -123,13 +106,7 @@ pub(crate) fn read(
         (train?, test?)
     };
     let checksums = train_sums.into_iter().chain(test_sums).collect();
-    Ok(DataSet {
-        name,
-        train,
-        test,
-        checksums,
-        origin: folder.display().to_string(),
-    })
+    Ok(DataSet { name, train, test, checksums, origin: folder.display().to_string() })
 }
 
 /// File name and sha256 of its unpacked bytes.
@@ -152,10 +129,8 @@ fn read_split(parts: [&Part; 2], paths: [&Path; 2]) -> Result<(Split, [Sum; 2]),
         idx::verify(paths[index], parts[index], &files[index])?;
     }
     let [images_file, labels_file] = files;
-    let sums = [
-        (parts[0].file.to_owned(), images_file.sha256),
-        (parts[1].file.to_owned(), labels_file.sha256),
-    ];
+    let sums =
+        [(parts[0].file.to_owned(), images_file.sha256), (parts[1].file.to_owned(), labels_file.sha256)];
     Ok((Split { images, labels }, sums))
 }
 
@@ -184,9 +159,7 @@ mod tests {
 
     fn write(folder: &Path, names: [&str; 4], files: &[Vec<u8>; 4]) {
         for (name, file) in names.iter().zip(files) {
-            let packed = Path::new(name)
-                .extension()
-                .is_some_and(|extension| extension == "gz");
+            let packed = Path::new(name).extension().is_some_and(|extension| extension == "gz");
             fs::write(folder.join(name), if packed { gzip(file) } else { file.clone() }).unwrap();
         }
     }
@@ -232,17 +205,9 @@ mod tests {
         files[1] = idx_labels(&[1, 2]);
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), published.parts.map(|part| part.file), &files);
-        let message = read(&published, folder.path(), None, &())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("3 images") && message.contains("2 labels"),
-            "{message}"
-        );
-        assert!(
-            message.contains("train-images") && message.contains("train-labels"),
-            "{message}"
-        );
+        let message = read(&published, folder.path(), None, &()).unwrap_err().to_string();
+        assert!(message.contains("3 images") && message.contains("2 labels"), "{message}");
+        assert!(message.contains("train-images") && message.contains("train-labels"), "{message}");
     }
 
     #[test]
@@ -251,38 +216,21 @@ mod tests {
         files[0] = idx_images(3, 28, 28, 41);
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), published.parts.map(|part| part.file), &files);
-        let message = read(&published, folder.path(), None, &())
-            .unwrap_err()
-            .to_string();
+        let message = read(&published, folder.path(), None, &()).unwrap_err().to_string();
         assert!(message.contains("wrong checksum"), "{message}");
-        assert!(
-            message.contains("delete the file, so that it is fetched again"),
-            "{message}"
-        );
+        assert!(message.contains("delete the file, so that it is fetched again"), "{message}");
     }
 
     #[test]
     fn without_download_a_missing_file_is_named() {
-        let options = LoadOptions {
-            download: false,
-            ..folder_option(&tempfile::tempdir().unwrap())
-        };
+        let options = LoadOptions { download: false, ..folder_option(&tempfile::tempdir().unwrap()) };
         let message = load(DataSetName::Kmnist, &options, &()).unwrap_err().to_string();
-        assert!(
-            message.contains("train-images-idx3-ubyte.gz is not in"),
-            "{message}"
-        );
-        assert!(
-            message.contains("kmnist") && message.contains("--dataset digits"),
-            "{message}"
-        );
+        assert!(message.contains("train-images-idx3-ubyte.gz is not in"), "{message}");
+        assert!(message.contains("kmnist") && message.contains("--dataset digits"), "{message}");
     }
 
     fn folder_option(folder: &tempfile::TempDir) -> LoadOptions {
-        LoadOptions {
-            data_dir: Some(folder.path().into()),
-            ..LoadOptions::default()
-        }
+        LoadOptions { data_dir: Some(folder.path().into()), ..LoadOptions::default() }
     }
 
     #[test]
@@ -292,10 +240,7 @@ mod tests {
         assert_eq!(data.train.images.dim(), (60_000, 28, 28));
         assert_eq!(data.test.labels.len(), 10_000);
         let names: Vec<&str> = data.checksums.keys().map(String::as_str).collect();
-        assert_eq!(
-            names,
-            ["test-images", "test-labels", "train-images", "train-labels"]
-        );
+        assert_eq!(names, ["test-images", "test-labels", "train-images", "train-labels"]);
     }
 
     #[test]
@@ -305,11 +250,7 @@ mod tests {
             println!("skipped: {} has no mnist", shared.display());
             return;
         }
-        let options = LoadOptions {
-            data_dir: Some(shared),
-            download: false,
-            digits_seed: 0,
-        };
+        let options = LoadOptions { data_dir: Some(shared), download: false, digits_seed: 0 };
         let data = load(DataSetName::Mnist, &options, &()).unwrap();
         assert_eq!(data.train.images.dim(), (60_000, 28, 28));
         assert_eq!(data.test.images.dim(), (10_000, 28, 28));

@@ -48,10 +48,7 @@ impl FromStr for DataSetName {
     type Err = DataError;
 
     fn from_str(text: &str) -> Result<Self, DataError> {
-        Self::ALL
-            .into_iter()
-            .find(|name| name.as_str() == text)
-            .ok_or_else(|| unknown(text))
+        Self::ALL.into_iter().find(|name| name.as_str() == text).ok_or_else(|| unknown(text))
     }
 }
 
@@ -71,9 +68,7 @@ impl From<DataSetName> for String {
 
 fn unknown(text: &str) -> DataError {
     let likeness = |name: &DataSetName| strsim::jaro_winkler(&text.to_lowercase(), name.as_str());
-    let nearest = DataSetName::ALL
-        .into_iter()
-        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let nearest = DataSetName::ALL.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     DataError::UnknownName {
         found: text.to_owned(),
         known: DataSetName::ALL.map(DataSetName::as_str).join(", "),
@@ -104,17 +99,9 @@ mod tests {
             ("digit", "digits"),
         ] {
             let message = wrong.parse::<DataSetName>().unwrap_err().to_string();
-            assert!(
-                message.contains("mnist, fashion-mnist, kmnist, digits"),
-                "{message}"
-            );
+            assert!(message.contains("mnist, fashion-mnist, kmnist, digits"), "{message}");
             assert!(message.contains(&format!("did you mean `{right}`")), "{message}");
         }
-        assert!(
-            serde_json::from_str::<DataSetName>("\"cifar\"")
-                .unwrap_err()
-                .to_string()
-                .contains("cifar")
-        );
+        assert!(serde_json::from_str::<DataSetName>("\"cifar\"").unwrap_err().to_string().contains("cifar"));
     }
 }

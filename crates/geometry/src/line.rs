@@ -37,11 +37,7 @@ impl AlphaGrid {
         }
         let last = points - 1;
         let place = |k: usize| {
-            if last == 0 {
-                f64::midpoint(from, to)
-            } else {
-                from + (to - from) * k as f64 / last as f64
-            }
+            if last == 0 { f64::midpoint(from, to) } else { from + (to - from) * k as f64 / last as f64 }
         };
         let mut alphas: Vec<f64> = (0..points).map(place).chain([0., 1.]).collect();
         alphas.sort_by(f64::total_cmp);
@@ -63,14 +59,19 @@ impl AlphaGrid {
     }
 }
 
-/// `(1 - α) θ₁ + α θ₂`, of the shape of both; θ₁ itself at α = 0 and θ₂ itself at α = 1, to the last bit.
+/// `(1 - α) θ₁ + α θ₂`, of the shape of both; θ₁ itself at α = 0 and θ₂ itself at α = 1, to the last bit, even if the other
+/// has diverged.
 ///
 /// # Errors
 /// When the shapes differ.
 pub fn interpolate(theta1: &Tensor, theta2: &Tensor, alpha: f64) -> Result<Tensor> {
-    Ok(theta1
-        .f_mul_scalar(1. - alpha)?
-        .f_add(&theta2.f_mul_scalar(alpha)?)?)
+    if alpha == 0. {
+        return Ok(theta1.f_detach_copy()?);
+    }
+    if (alpha - 1.).abs() == 0. {
+        return Ok(theta2.f_detach_copy()?);
+    }
+    Ok(theta1.f_mul_scalar(1. - alpha)?.f_add(&theta2.f_mul_scalar(alpha)?)?)
 }
 
 #[cfg(test)]
@@ -89,15 +90,9 @@ mod tests {
 
     #[test]
     fn a_grid_that_meets_the_minima_does_not_repeat_them() {
-        assert_eq!(
-            AlphaGrid::with_minima(-2., 2., 5).unwrap().alphas(),
-            [-2., -1., 0., 1., 2.]
-        );
+        assert_eq!(AlphaGrid::with_minima(-2., 2., 5).unwrap().alphas(), [-2., -1., 0., 1., 2.]);
         assert_eq!(AlphaGrid::with_minima(0., 1., 11).unwrap().alphas().len(), 11);
-        assert_eq!(
-            AlphaGrid::with_minima(-1., 2., 1).unwrap().alphas(),
-            [0., 0.5, 1.]
-        );
+        assert_eq!(AlphaGrid::with_minima(-1., 2., 1).unwrap().alphas(), [0., 0.5, 1.]);
     }
 
     #[test]
@@ -113,6 +108,8 @@ mod tests {
         let [a, b] = [1e20, -3.7].map(|scale| Tensor::randn([100], (Kind::Float, Device::Cpu)) * scale);
         assert_eq!(interpolate(&a, &b, 0.).unwrap(), a);
         assert_eq!(interpolate(&a, &b, 1.).unwrap(), b);
+        let diverged = &a * f64::NAN;
+        assert_eq!(interpolate(&diverged, &b, 1.).unwrap(), b);
         let middle = interpolate(&a, &b, 0.5).unwrap();
         assert!(middle.allclose(&((&a + &b) / 2.), 1e-6, 0., false));
     }

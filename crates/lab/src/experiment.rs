@@ -60,11 +60,8 @@ pub trait Experiment {
 /// The whole of an experiment's binary.
 pub fn main<E: Experiment>() -> ExitCode {
     allocator::keep_large_blocks();
-    let command = Arguments::command()
-        .name(E::NAME)
-        .bin_name(E::NAME)
-        .about(E::ABOUT)
-        .after_help(E::EXAMPLES);
+    let command =
+        Arguments::command().name(E::NAME).bin_name(E::NAME).about(E::ABOUT).after_help(E::EXAMPLES);
     let arguments = match Arguments::from_arg_matches(&command.get_matches()) {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
@@ -113,10 +110,7 @@ fn prepare<E: Experiment>(arguments: &Arguments) -> Prepared<E::Settings> {
     if arguments.workers == Some(0) {
         return Err(usage(anyhow::anyhow!("--workers must be at least 1, found 0")));
     }
-    let choice: DeviceChoice = arguments
-        .device
-        .parse()
-        .map_err(|error| usage(anyhow::Error::new(error)))?;
+    let choice: DeviceChoice = arguments.device.parse().map_err(|error| usage(anyhow::Error::new(error)))?;
     let device = choose(choice).map_err(|error| (error.into(), FAILED))?;
     let run = open::<E>(&settings, &text, arguments, device).map_err(|error| (error, FAILED))?;
     Ok(Some((settings, run)))
@@ -142,11 +136,8 @@ fn open<E: Experiment>(
     }
     // Numbers differ between devices in their last bits: a run is resumed only where it began.
     let identity = format!("# device: {:?}\n{text}", device.device);
-    let resumed = if arguments.resume {
-        RunFolder::resume_latest(&arguments.out, E::NAME, &identity)?
-    } else {
-        None
-    };
+    let resumed =
+        if arguments.resume { RunFolder::resume_latest(&arguments.out, E::NAME, &identity)? } else { None };
     if arguments.resume && resumed.is_none() {
         progress.note("nothing to resume with these settings: this run starts from the beginning");
     }
@@ -162,22 +153,14 @@ fn open<E: Experiment>(
         (folder, new_manifest::<E>(settings, arguments, &device)?)
     };
     folder.lock().map(std::mem::forget)?;
-    let on = device
-        .reason
-        .as_deref()
-        .map(|reason| format!(" (auto: {reason})"))
-        .unwrap_or_default();
+    let on = device.reason.as_deref().map(|reason| format!(" (auto: {reason})")).unwrap_or_default();
     progress.note(&format!("{} on {}{on}", E::NAME, device.name));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let on_cpu = device.device == Device::Cpu;
     let run = Run {
         folder,
         // One card is kept busy by one worker.
-        workers: if on_cpu {
-            arguments.workers.unwrap_or(cores)
-        } else {
-            1
-        },
+        workers: if on_cpu { arguments.workers.unwrap_or(cores) } else { 1 },
         device,
         progress,
         data_dir: arguments.data_dir.clone(),
@@ -251,10 +234,7 @@ fn closing_table(run: &Run) -> comfy_table::Table {
     for (file, what) in run.written.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         table.add_row([file.as_str(), what]);
     }
-    table.add_row([
-        MANIFEST_FILE,
-        "settings, seeds, data, versions, checksums of the files",
-    ]);
+    table.add_row([MANIFEST_FILE, "settings, seeds, data, versions, checksums of the files"]);
     table.add_row([format!("in {}", run.folder.path().display())]);
     table
 }
@@ -264,9 +244,6 @@ fn closing_table(run: &Run) -> comfy_table::Table {
 /// # Errors
 /// One sentence, when it is not between 1 and 100,000.
 pub(crate) fn check_seeds(seeds: u64) -> Result<()> {
-    ensure!(
-        (1..=100_000).contains(&seeds),
-        "seeds must lie between 1 and 100,000, found {seeds}"
-    );
+    ensure!((1..=100_000).contains(&seeds), "seeds must lie between 1 and 100,000, found {seeds}");
     Ok(())
 }

@@ -72,11 +72,7 @@ pub struct Minimum {
 impl fmt::Display for Minimum {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "batch {}, lr {}", self.batch, self.lr)?;
-        if self.draw > 0 {
-            write!(f, ", draw {}", self.draw)
-        } else {
-            Ok(())
-        }
+        if self.draw > 0 { write!(f, ", draw {}", self.draw) } else { Ok(()) }
     }
 }
 
@@ -109,17 +105,12 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
         ensure!(settings.epochs > 0, "epochs must be at least 1, found 0");
-        ensure!(
-            !settings.pairings.is_empty(),
-            "pairings must name at least one pair of minima, found none"
-        );
+        ensure!(!settings.pairings.is_empty(), "pairings must name at least one pair of minima, found none");
         AlphaGrid::with_minima(settings.alpha.from, settings.alpha.to, settings.alpha.points)?;
         for (index, pairing) in settings.pairings.iter().enumerate() {
             // Tables and figures tell pairings apart by name.
             ensure!(
-                settings.pairings[..index]
-                    .iter()
-                    .all(|other| other.name != pairing.name),
+                settings.pairings[..index].iter().all(|other| other.name != pairing.name),
                 "pairings must have different names, found {:?} twice",
                 pairing.name
             );
@@ -133,11 +124,7 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
             for minimum in [pairing.first, pairing.second] {
                 let found_at = || format!("pairing {:?}", pairing.name);
                 settings.optimiser(minimum).check().with_context(found_at)?;
-                let most = if settings.images.train == 0 {
-                    60_000
-                } else {
-                    settings.images.train as i64
-                };
+                let most = if settings.images.train == 0 { 60_000 } else { settings.images.train as i64 };
                 Training::check_batch(minimum.batch, most).with_context(found_at)?;
             }
         }
@@ -155,10 +142,7 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
 
         // Training: each distinct minimum of each seed, once.
         let minima = settings.minima();
-        let trials: Vec<Trial> = seeds
-            .iter()
-            .flat_map(|&seed| settings.trials(seed, &minima))
-            .collect();
+        let trials: Vec<Trial> = seeds.iter().flat_map(|&seed| settings.trials(seed, &minima)).collect();
         let trained = train_all(run, &network, &images, &trials)?;
         run.write_table(
             "training",
@@ -170,16 +154,7 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
 
         // Measurement: every model on every line.
         let grid = AlphaGrid::with_minima(settings.alpha.from, settings.alpha.to, settings.alpha.points)?;
-        let lines = measure(
-            settings,
-            run,
-            &network,
-            &images,
-            &seeds,
-            &minima,
-            &trained,
-            grid.alphas(),
-        )?;
+        let lines = measure(settings, run, &network, &images, &seeds, &minima, &trained, grid.alphas())?;
         run.write_table(
             "interpolation",
             &interpolation_table(settings, &lines)?,
@@ -191,11 +166,7 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
             "the same over seeds: mean and 95 % interval",
         )?;
         let figure = interpolation_figure(settings, run, &seeds, &lines, grid.alphas());
-        run.write_figure(
-            "interpolation",
-            &figure,
-            "loss and accuracy on the line through two minima",
-        )?;
+        run.write_figure("interpolation", &figure, "loss and accuracy on the line through two minima")?;
         Ok(closing_table(settings, &lines))
     }
 }
@@ -225,9 +196,7 @@ impl Settings {
 
     fn trials(&self, seed: u64, minima: &[Minimum]) -> Vec<Trial> {
         let trial = |(stream, minimum): (usize, &Minimum)| Trial {
-            name: format!("seed {seed}, {minimum}")
-                .replace(", ", "-")
-                .replace(' ', ""),
+            name: format!("seed {seed}, {minimum}").replace(", ", "-").replace(' ', ""),
             seed,
             stream: stream as u32,
             optimiser: self.optimiser(*minimum),
@@ -252,17 +221,10 @@ impl Settings {
 
 /// In the order of the trials.
 fn train_all(run: &Run, network: &Network, images: &Images, trials: &[Trial]) -> Result<Vec<Trained>> {
-    let work = trials
-        .iter()
-        .map(|trial| u64::from(trial.epochs) * images.train.count() as u64)
-        .sum();
+    let work = trials.iter().map(|trial| u64::from(trial.epochs) * images.train.count() as u64).sum();
     let stage = run.progress.stage("training", work);
-    let contexts = (0..run.workers.min(trials.len()))
-        .map(|_| images.share())
-        .collect();
-    in_parallel(contexts, trials, |images, trial| {
-        train(run, &stage, network, images, trial)
-    })
+    let contexts = (0..run.workers.min(trials.len())).map(|_| images.share()).collect();
+    in_parallel(contexts, trials, |images, trial| train(run, &stage, network, images, trial))
 }
 
 /// For each pairing its points, by seed and α. One pass over the data for each model.
@@ -282,12 +244,7 @@ fn measure(
         ends: [usize; 2],
         alpha: f64,
     }
-    let place = |minimum: Minimum| {
-        minima
-            .iter()
-            .position(|known| *known == minimum)
-            .unwrap_or_default()
-    };
+    let place = |minimum: Minimum| minima.iter().position(|known| *known == minimum).unwrap_or_default();
     let mut jobs = Vec::new();
     for pairing in &settings.pairings {
         for (repetition, &seed) in seeds.iter().enumerate() {
@@ -298,12 +255,8 @@ fn measure(
     }
     let stage = run.progress.stage("interpolation", jobs.len() as u64);
     let device = run.device.device;
-    let on_device = || {
-        trained
-            .iter()
-            .map(|one| Ok(one.theta.f_to_device(device)?))
-            .collect::<Result<Vec<Tensor>>>()
-    };
+    let on_device =
+        || trained.iter().map(|one| Ok(one.theta.f_to_device(device)?)).collect::<Result<Vec<Tensor>>>();
     let contexts = (0..run.workers.min(jobs.len()))
         .map(|_| Ok((images.share(), on_device()?)))
         .collect::<Result<Vec<_>>>()?;
@@ -313,33 +266,15 @@ fn measure(
         let train = evaluate(network, &theta, &images.train, Loss::CrossEntropy)?;
         let test = evaluate(network, &theta, &images.test, Loss::CrossEntropy)?;
         stage.advance(1, format!("α = {:.2}", job.alpha));
-        Ok(Point {
-            seed: job.seed,
-            alpha: job.alpha,
-            train,
-            test,
-        })
+        Ok(Point { seed: job.seed, alpha: job.alpha, train, test })
     })?;
     let mut points = points.into_iter();
     let each = seeds.len() * alphas.len();
-    Ok(settings
-        .pairings
-        .iter()
-        .map(|_| points.by_ref().take(each).collect())
-        .collect())
+    Ok(settings.pairings.iter().map(|_| points.by_ref().take(each).collect()).collect())
 }
 
 fn training_table(trials: &[Trial], minima: &[Minimum], trained: &[Trained]) -> Result<Table> {
-    let mut table = Table::new(&[
-        "seed",
-        "batch",
-        "lr",
-        "draw",
-        "epoch",
-        "split",
-        "loss_nats",
-        "accuracy",
-    ]);
+    let mut table = Table::new(&["seed", "batch", "lr", "draw", "epoch", "split", "loss_nats", "accuracy"]);
     for ((trial, minimum), Trained { curve, .. }) in trials.iter().zip(minima.iter().cycle()).zip(trained) {
         for row in curve {
             for (split, value) in [("train", row.train), ("test", row.test)] {
@@ -361,16 +296,8 @@ fn training_table(trials: &[Trial], minima: &[Minimum], trained: &[Trained]) -> 
 }
 
 fn interpolation_table(settings: &Settings, lines: &[Vec<Point>]) -> Result<Table> {
-    let mut table = Table::new(&[
-        "pairing",
-        "theta1",
-        "theta2",
-        "seed",
-        "alpha",
-        "split",
-        "loss_nats",
-        "accuracy",
-    ]);
+    let mut table =
+        Table::new(&["pairing", "theta1", "theta2", "seed", "alpha", "split", "loss_nats", "accuracy"]);
     for (Pairing { name, first, second }, points) in settings.pairings.iter().zip(lines) {
         let (first, second) = (first.to_string(), second.to_string());
         for point in points {
@@ -399,17 +326,10 @@ fn over_seeds(
     alpha: f64,
     of: impl Fn(&Point) -> Evaluation,
 ) -> Option<(Interval, Interval)> {
-    let values: Vec<Evaluation> = points
-        .iter()
-        .filter(|point| point.alpha == alpha)
-        .map(of)
-        .collect();
+    let values: Vec<Evaluation> = points.iter().filter(|point| point.alpha == alpha).map(of).collect();
     let losses: Vec<f64> = values.iter().map(|value| value.loss).collect();
     let accuracies: Vec<f64> = values.iter().filter_map(|value| value.accuracy).collect();
-    Some((
-        geometric_mean_interval(&losses, LEVEL)?,
-        mean_interval(&accuracies, LEVEL)?,
-    ))
+    Some((geometric_mean_interval(&losses, LEVEL)?, mean_interval(&accuracies, LEVEL)?))
 }
 
 const LEVEL: f64 = 0.95;
@@ -460,20 +380,13 @@ fn interpolation_mean_table(settings: &Settings, lines: &[Vec<Point>], alphas: &
 /// A series of means over x, with the intervals as its band.
 fn series(name: &str, colour: Colour, scale: f64, values: impl Iterator<Item = (f64, Interval)>) -> Series {
     let values: Vec<(f64, Interval)> = values.collect();
-    let line = values
-        .iter()
-        .map(|(x, interval)| (*x, scale * interval.mean))
-        .collect();
+    let line = values.iter().map(|(x, interval)| (*x, scale * interval.mean)).collect();
     let band: Vec<(f64, f64, f64)> = values
         .iter()
         .filter_map(|(x, interval)| interval.ends.map(|(low, high)| (*x, scale * low, scale * high)))
         .collect();
     let series = Series::line(name, colour, line);
-    if band.is_empty() {
-        series
-    } else {
-        series.with_band(band)
-    }
+    if band.is_empty() { series } else { series.with_band(band) }
 }
 
 /// The report's graph: loss on a log axis at the left, accuracy at the right.
@@ -501,14 +414,11 @@ fn interpolation_figure(
             accuracy.push(dash(series(&name, Colour::Vermillion, 100., accuracies)).on_right_axis());
         }
         let title = format!("{} (θ₁: {}; θ₂: {})", pairing.name, pairing.first, pairing.second);
-        let panel = Panel::new(
-            title,
-            Axis::linear("α in (1 − α) θ₁ + α θ₂"),
-            Axis::log10("cross-entropy (nats)"),
-        )
-        .with_right_axis(Axis::linear("accuracy (%)").with_range(0., 100.))
-        .with_mark(0., "θ₁")
-        .with_mark(1., "θ₂");
+        let panel =
+            Panel::new(title, Axis::linear("α in (1 − α) θ₁ + α θ₂"), Axis::log10("cross-entropy (nats)"))
+                .with_right_axis(Axis::linear("accuracy (%)").with_range(0., 100.))
+                .with_mark(0., "θ₁")
+                .with_mark(1., "θ₂");
         loss.into_iter().chain(accuracy).fold(panel, Panel::with)
     });
     let models = format!("{} models on each line", alphas.len());
@@ -529,22 +439,13 @@ fn training_figure(
     let mut loss = Panel::new("loss", Axis::linear("epoch"), Axis::log10("cross-entropy (nats)"));
     let mut accuracy = Panel::new("accuracy", Axis::linear("epoch"), Axis::linear("accuracy (%)"));
     for (index, minimum) in minima.iter().enumerate() {
-        let curves: Vec<&[EpochRow]> = trained
-            .iter()
-            .skip(index)
-            .step_by(minima.len())
-            .map(|one| one.curve.as_slice())
-            .collect();
+        let curves: Vec<&[EpochRow]> =
+            trained.iter().skip(index).step_by(minima.len()).map(|one| one.curve.as_slice()).collect();
         let splits: [Of<EpochRow>; 2] = [("train", |row| row.train), ("test", |row| row.test)];
         for (split, of) in splits {
             let name = format!("{minimum}, {split}");
             let dash = |series: Series| if split == "test" { series.dashed() } else { series };
-            let at = |epoch: usize| {
-                curves
-                    .iter()
-                    .map(move |curve| of(&curve[epoch]))
-                    .collect::<Vec<_>>()
-            };
+            let at = |epoch: usize| curves.iter().map(move |curve| of(&curve[epoch])).collect::<Vec<_>>();
             let epochs = 0..settings.epochs as usize;
             let losses = epochs.clone().filter_map(|epoch| {
                 let values: Vec<f64> = at(epoch).iter().map(|value| value.loss).collect();
@@ -566,14 +467,7 @@ fn training_figure(
 fn closing_table(settings: &Settings, lines: &[Vec<Point>]) -> ClosingTable {
     let mut table = ClosingTable::new();
     table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header([
-        "pairing",
-        "minimum",
-        "train loss",
-        "test loss",
-        "train accuracy",
-        "test accuracy",
-    ]);
+    table.set_header(["pairing", "minimum", "train loss", "test loss", "train accuracy", "test accuracy"]);
     for (pairing, points) in settings.pairings.iter().zip(lines) {
         for (alpha, minimum) in [(0., pairing.first), (1., pairing.second)] {
             let Some((train_loss, train_accuracy)) = over_seeds(points, alpha, |point| point.train) else {
@@ -599,11 +493,9 @@ fn closing_table(settings: &Settings, lines: &[Vec<Point>]) -> ClosingTable {
 fn number(interval: Interval, scale: f64, decimals: usize, unit: &str) -> String {
     let mean = scale * interval.mean;
     match interval.ends {
-        Some((low, high)) => format!(
-            "{mean:.decimals$}{unit} [{:.decimals$}, {:.decimals$}]",
-            scale * low,
-            scale * high
-        ),
+        Some((low, high)) => {
+            format!("{mean:.decimals$}{unit} [{:.decimals$}, {:.decimals$}]", scale * low, scale * high)
+        }
         None => format!("{mean:.decimals$}{unit}"),
     }
 }

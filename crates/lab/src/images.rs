@@ -32,25 +32,13 @@ pub struct Images {
 impl Images {
     /// A handle for another thread.
     pub fn share(&self) -> Self {
-        Self {
-            train: self.train.share(),
-            test: self.test.share(),
-        }
+        Self { train: self.train.share(), test: self.test.share() }
     }
 
     /// Loads (or makes) the data set, writes into the manifest what it is, and puts it on the run's device.
     pub fn load(run: &Run, name: DataSetName, settings: &ImageSettings) -> Result<Self> {
-        let options = LoadOptions {
-            data_dir: run.data_dir.clone(),
-            ..LoadOptions::default()
-        };
-        let DataSet {
-            name,
-            mut train,
-            mut test,
-            checksums,
-            origin,
-        } = load(name, &options, &run.progress)?;
+        let options = LoadOptions { data_dir: run.data_dir.clone(), ..LoadOptions::default() };
+        let DataSet { name, mut train, mut test, checksums, origin } = load(name, &options, &run.progress)?;
         take_first(&mut train, settings.train, "images.train")?;
         take_first(&mut test, settings.test, "images.test")?;
 
@@ -76,10 +64,7 @@ impl Images {
             Examples::images(&numbers, &labels, run.device.device)
                 .context("the images do not fit on the device")
         };
-        Ok(Self {
-            train: ready(train)?,
-            test: ready(test)?,
-        })
+        Ok(Self { train: ready(train)?, test: ready(test)? })
     }
 }
 
@@ -106,19 +91,11 @@ fn mean_and_deviation(train: &Split) -> (f32, f32) {
     }
     let count = train.images.len() as f64;
     let moment = |f: &dyn Fn(f64) -> f64| {
-        histogram
-            .iter()
-            .enumerate()
-            .map(|(p, &n)| n as f64 * f(p as f64 / 255.))
-            .sum::<f64>()
-            / count
+        histogram.iter().enumerate().map(|(p, &n)| n as f64 * f(p as f64 / 255.)).sum::<f64>() / count
     };
     let mean = moment(&|p| p);
     let deviation = moment(&|p| (p - mean).powi(2)).sqrt();
     let rounded = |x: f64| ((x * 1e4).round() / 1e4) as f32;
     // A data set of one grey level has no spread to divide by.
-    (
-        rounded(mean),
-        if deviation < 1e-4 { 1. } else { rounded(deviation) },
-    )
+    (rounded(mean), if deviation < 1e-4 { 1. } else { rounded(deviation) })
 }

@@ -43,11 +43,7 @@ pub fn in_parallel<C: Send, J: Sync, T: Send>(
             _ => stopped = true,
         }
     }
-    if stopped {
-        Err(anyhow!("a worker stopped without a result"))
-    } else {
-        Ok(all)
-    }
+    if stopped { Err(anyhow!("a worker stopped without a result")) } else { Ok(all) }
 }
 
 #[cfg(test)]

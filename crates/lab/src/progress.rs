@@ -27,11 +27,7 @@ pub struct Stage {
 
 impl Progress {
     pub fn new(quiet: bool) -> Self {
-        Self {
-            quiet,
-            terminal: std::io::stderr().is_terminal(),
-            download: Mutex::new(None),
-        }
+        Self { quiet, terminal: std::io::stderr().is_terminal(), download: Mutex::new(None) }
     }
 
     /// A line for the user, such as which device was chosen.
@@ -58,11 +54,7 @@ impl Progress {
         if last_line.is_some() {
             eprintln!("{what} …");
         }
-        Stage {
-            what: what.to_owned(),
-            bar,
-            last_line,
-        }
+        Stage { what: what.to_owned(), bar, last_line }
     }
 }
 
@@ -76,11 +68,7 @@ impl Stage {
             if last_line.elapsed() >= LINE_EVERY {
                 *last_line = Instant::now();
                 let percent = 100 * self.bar.position() / self.bar.length().unwrap_or(1).max(1);
-                eprintln!(
-                    "{}: {percent} %, {} left; {now}",
-                    self.what,
-                    HumanDuration(self.bar.eta())
-                );
+                eprintln!("{}: {percent} %, {} left; {now}", self.what, HumanDuration(self.bar.eta()));
             }
         }
         self.bar.set_message(now);
@@ -97,23 +85,14 @@ impl Drop for Stage {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
         if self.last_line.is_some() {
-            eprintln!(
-                "{}: {} in {}",
-                self.what,
-                self.ended(),
-                HumanDuration(self.bar.elapsed())
-            );
+            eprintln!("{}: {} in {}", self.what, self.ended(), HumanDuration(self.bar.elapsed()));
         }
     }
 }
 
 impl Stage {
     fn ended(&self) -> &'static str {
-        if self.bar.position() >= self.bar.length().unwrap_or(0) {
-            "done"
-        } else {
-            "stopped"
-        }
+        if self.bar.position() >= self.bar.length().unwrap_or(0) { "done" } else { "stopped" }
     }
 }
 
@@ -137,12 +116,7 @@ impl flatland_data::Progress for Progress {
     }
 
     fn end(&self) {
-        if let Some(bar) = self
-            .download
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        if let Some(bar) = self.download.lock().unwrap_or_else(PoisonError::into_inner).take() {
             bar.finish_and_clear();
         }
     }

@@ -37,11 +37,7 @@ pub struct Run {
 impl Run {
     /// An error if the user asked to stop; called between epochs and between jobs.
     pub fn check_interrupted(&self) -> Result<()> {
-        if self.interrupted.load(Ordering::Relaxed) {
-            Err(Interrupted.into())
-        } else {
-            Ok(())
-        }
+        if self.interrupted.load(Ordering::Relaxed) { Err(Interrupted.into()) } else { Ok(()) }
     }
 
     /// Writes `<name>.csv`; `what` describes a row for the closing table.
@@ -60,10 +56,7 @@ impl Run {
     }
 
     fn note_written(&self, file: String, what: &str) {
-        self.written
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((file, what.to_owned()));
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push((file, what.to_owned()));
     }
 
     /// Writes into the manifest which data were really used.
@@ -91,7 +84,7 @@ impl Run {
             manifest.error = error;
             manifest.exit_code = Some(exit_code.into());
             manifest.ended = Some(flatland_record::now_rfc3339());
-            manifest.seconds = Some(seconds);
+            manifest.seconds = Some(manifest.seconds.unwrap_or(0.) + seconds);
             manifest.peak_memory_mib = flatland_record::peak_memory_mib();
             manifest.files = files;
         })

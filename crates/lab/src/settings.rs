@@ -77,27 +77,20 @@ pub fn resolve<S: DeserializeOwned>(presets: &str, arguments: &Arguments) -> Res
         merge(&mut settings, layer);
         // Checked after each layer, so that the message names the one at fault.
         let resolved: Result<S, _> = toml::Value::Table(settings.clone()).try_into();
-        resolved.map_err(|error| SettingsError::Value {
-            source_name,
-            reason: one_line(&error),
-        })?;
+        resolved.map_err(|error| SettingsError::Value { source_name, reason: one_line(&error) })?;
     }
-    toml::Value::Table(settings)
-        .try_into()
-        .map_err(|error| SettingsError::Value {
-            source_name: format!("preset {name}"),
-            reason: one_line(&error),
-        })
+    toml::Value::Table(settings).try_into().map_err(|error| SettingsError::Value {
+        source_name: format!("preset {name}"),
+        reason: one_line(&error),
+    })
 }
 
 /// What goes over the preset, with a name for messages: the file, each `--set`, each flag.
 fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> {
     let mut layers = Vec::new();
     if let Some(path) = &arguments.config {
-        let text = std::fs::read_to_string(path).map_err(|error| SettingsError::File {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| SettingsError::File { path: path.clone(), reason: error.to_string() })?;
         let source_name = path.display().to_string();
         layers.push((parse(&text, &source_name)?, source_name));
     }
@@ -107,12 +100,8 @@ fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> 
         };
         let source_name = format!("--set {assignment}");
         // A word without quotes is a string, as in --set dataset=digits.
-        let layer = parse(&format!("{key} = {value}"), &source_name).or_else(|_| {
-            parse(
-                &format!("{key} = {}", toml::Value::from(value.trim())),
-                &source_name,
-            )
-        })?;
+        let layer = parse(&format!("{key} = {value}"), &source_name)
+            .or_else(|_| parse(&format!("{key} = {}", toml::Value::from(value.trim())), &source_name))?;
         layers.push((layer, source_name));
     }
     let mut flag = |key: &str, value: Option<toml::Value>| {
@@ -123,17 +112,10 @@ fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> 
     flag("dataset", arguments.dataset.clone().map(Into::into));
     for (key, number) in [("seeds", arguments.seeds), ("seed", arguments.seed)] {
         // TOML's numbers end at i64; another number than the user's own would be a silent change.
-        let value = number
-            .map(i64::try_from)
-            .transpose()
-            .map_err(|_| SettingsError::Value {
-                source_name: format!("--{key}"),
-                reason: format!(
-                    "must lie between 0 and {}, found {}",
-                    i64::MAX,
-                    number.unwrap_or_default()
-                ),
-            })?;
+        let value = number.map(i64::try_from).transpose().map_err(|_| SettingsError::Value {
+            source_name: format!("--{key}"),
+            reason: format!("must lie between 0 and {}, found {}", i64::MAX, number.unwrap_or_default()),
+        })?;
         flag(key, value.map(Into::into));
     }
     Ok(layers)
@@ -198,10 +180,7 @@ fn nearest(word: &str, known: &[&str]) -> String {
 fn one_line(error: &dyn std::fmt::Display) -> String {
     let message = error.to_string();
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines
-        .filter(|line| !line.contains('|'))
-        .collect::<Vec<_>>()
-        .join(", ")
+    lines.filter(|line| !line.contains('|')).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -248,22 +227,10 @@ mod tests {
         let settings = resolved(&["--preset", "quick"]).unwrap();
         assert_eq!((settings.epochs, settings.alpha.points), (3, 50));
         let settings = resolved(&["--preset", "quick", "--config", path]).unwrap();
-        assert_eq!(
-            (settings.epochs, settings.seeds, settings.alpha),
-            (7, 2, Alpha { from: -2., points: 9 })
-        );
+        assert_eq!((settings.epochs, settings.seeds, settings.alpha), (7, 2, Alpha { from: -2., points: 9 }));
         let settings =
             resolved(&["--config", path, "--set", "epochs=8", "--set", "alpha.from=-1.5"]).unwrap();
-        assert_eq!(
-            (settings.epochs, settings.alpha),
-            (
-                8,
-                Alpha {
-                    from: -1.5,
-                    points: 9
-                }
-            )
-        );
+        assert_eq!((settings.epochs, settings.alpha), (8, Alpha { from: -1.5, points: 9 }));
         let settings = resolved(&["--config", path, "--set", "seeds=4", "--seeds", "5"]).unwrap();
         assert_eq!(settings.seeds, 5);
         let settings = resolved(&["--set", "dataset=digits"]).unwrap();
@@ -274,31 +241,16 @@ mod tests {
     #[test]
     fn messages_name_the_place_and_the_nearest() {
         for (arguments, expected) in [
-            (
-                vec!["--set", "epoch=3"],
-                r#"unknown setting "epoch" in --set epoch=3, did you mean "epochs"?"#,
-            ),
+            (vec!["--set", "epoch=3"], r#"unknown setting "epoch" in --set epoch=3, did you mean "epochs"?"#),
             (
                 vec!["--set", "alpha.point=3"],
                 r#"unknown setting "alpha.point" in --set alpha.point=3, did you mean "points"?"#,
             ),
-            (
-                vec!["--preset", "quik"],
-                r#"unknown preset "quik", did you mean "quick"?"#,
-            ),
+            (vec!["--preset", "quik"], r#"unknown preset "quik", did you mean "quick"?"#),
             (vec!["--set", "epochs"], "is no KEY=VALUE"),
-            (
-                vec!["--set", "epochs=many"],
-                "--set epochs=many: invalid type: string \"many\", expected u32",
-            ),
-            (
-                vec!["--set", "epochs=-1"],
-                "--set epochs=-1: invalid value: integer `-1`, expected u32",
-            ),
-            (
-                vec!["--config", "/nowhere.toml"],
-                "cannot read the settings file /nowhere.toml",
-            ),
+            (vec!["--set", "epochs=many"], "--set epochs=many: invalid type: string \"many\", expected u32"),
+            (vec!["--set", "epochs=-1"], "--set epochs=-1: invalid value: integer `-1`, expected u32"),
+            (vec!["--config", "/nowhere.toml"], "cannot read the settings file /nowhere.toml"),
             (vec!["--seeds", "99999999999"], "--seeds: invalid value"),
         ] {
             let message = resolved(&arguments).unwrap_err().to_string();

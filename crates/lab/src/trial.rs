@@ -58,58 +58,30 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 /// the same in all three cases. Also writes the final weights as `weights/<name>.safetensors` for PyTorch.
 pub fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial: &Trial) -> Result<Trained> {
     let device = run.device.device;
-    let path = run
-        .folder
-        .trial_path(&key(run, network, images, trial)?, "safetensors");
-    let saved = if path.exists() {
-        read_checkpoint(run, network, &path)
-    } else {
-        None
-    };
-    let (mut training, mut curve) = if let Some((checkpoint, curve)) = &saved {
-        let optimiser = checkpoint.optimiser(trial.optimiser, device)?;
+    let path = run.folder.trial_path(&key(run, network, images, trial)?, "safetensors");
+    let saved = if path.exists() { read_checkpoint(run, network, trial, &path) } else { None };
+    let (mut training, mut curve) = if let Some((checkpoint, optimiser, curve)) = saved {
         let theta = checkpoint.theta.f_to_device(device)?;
         stage.skip(u64::from(checkpoint.epochs) * images.train.count() as u64);
-        (
-            start(network, images, trial, theta, optimiser, checkpoint.epochs),
-            curve.clone(),
-        )
+        (start(network, images, trial, theta, optimiser, checkpoint.epochs), curve)
     } else {
         let theta = initialise(network, trial.seed, trial.stream, Kind::Float, device)?;
-        (
-            start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0),
-            Vec::new(),
-        )
+        (start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0), Vec::new())
     };
 
     let mut last_save = Instant::now();
     while training.epochs < trial.epochs {
         run.check_interrupted()?;
-        let train = training
-            .epoch()
-            .with_context(|| format!("trial {} failed", trial.name))?;
+        let train = training.epoch().with_context(|| format!("trial {} failed", trial.name))?;
         let test = evaluate(network, &training.theta, &images.test, Loss::CrossEntropy)?;
-        let train = Evaluation {
-            loss: train.loss,
-            accuracy: train.accuracy,
-        };
-        curve.push(EpochRow {
-            epoch: training.epochs,
-            train,
-            test,
-        });
+        let train = Evaluation { loss: train.loss, accuracy: train.accuracy };
+        curve.push(EpochRow { epoch: training.epochs, train, test });
         let finished = training.epochs == trial.epochs;
         if finished || last_save.elapsed() >= SAVE_EVERY {
             let notes = to_notes(&curve);
             write_atomically(
                 &path,
-                &Checkpoint::save(
-                    network,
-                    &training.theta,
-                    &training.optimiser,
-                    training.epochs,
-                    &notes,
-                )?,
+                &Checkpoint::save(network, &training.theta, &training.optimiser, training.epochs, &notes)?,
             )?;
             last_save = Instant::now();
         }
@@ -126,10 +98,7 @@ pub fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial
     let folder = run.folder.file("weights");
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    write_atomically(
-        &folder.join(format!("{}.safetensors", trial.name)),
-        &to_safetensors(network, &theta)?,
-    )?;
+    write_atomically(&folder.join(format!("{}.safetensors", trial.name)), &to_safetensors(network, &theta)?)?;
     Ok(Trained { theta, curve })
 }
 
@@ -155,12 +124,7 @@ fn start<'a>(
 
 /// Everything that the trial's numbers depend on, as one hash.
 fn key(run: &Run, network: &Network, images: &Images, trial: &Trial) -> Result<String> {
-    let data_set = run
-        .manifest
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .data_set
-        .clone();
+    let data_set = run.manifest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).data_set.clone();
     let content = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "trial": trial,
@@ -177,24 +141,19 @@ fn key(run: &Run, network: &Network, images: &Images, trial: &Trial) -> Result<S
 fn read_checkpoint(
     run: &Run,
     network: &Network,
+    trial: &Trial,
     path: &std::path::Path,
-) -> Option<(Checkpoint, Vec<EpochRow>)> {
-    let read = || -> Result<(Checkpoint, Vec<EpochRow>)> {
+) -> Option<(Checkpoint, Optimiser, Vec<EpochRow>)> {
+    let read = || -> Result<(Checkpoint, Optimiser, Vec<EpochRow>)> {
         let checkpoint = Checkpoint::load(network, &std::fs::read(path)?)?;
+        let optimiser = checkpoint.optimiser(trial.optimiser, run.device.device)?;
         let curve = from_notes(&checkpoint.notes)?;
-        anyhow::ensure!(
-            curve.len() == checkpoint.epochs as usize,
-            "its curve has {} epochs",
-            curve.len()
-        );
-        Ok((checkpoint, curve))
+        anyhow::ensure!(curve.len() == checkpoint.epochs as usize, "its curve has {} epochs", curve.len());
+        Ok((checkpoint, optimiser, curve))
     };
     read()
         .inspect_err(|error| {
-            run.progress.note(&format!(
-                "{} is not usable ({error}): trained again",
-                path.display()
-            ));
+            run.progress.note(&format!("{} is not usable ({error}): trained again", path.display()));
         })
         .ok()
 }
@@ -209,12 +168,7 @@ fn to_notes(curve: &[EpochRow]) -> String {
         let (train, test) = (row.train, row.test);
         (
             row.epoch,
-            [
-                text(Some(train.loss)),
-                text(train.accuracy),
-                text(Some(test.loss)),
-                text(test.accuracy),
-            ],
+            [text(Some(train.loss)), text(train.accuracy), text(Some(test.loss)), text(test.accuracy)],
         )
     });
     serde_json::to_string(&Notes(rows.collect())).unwrap_or_default()
@@ -224,22 +178,16 @@ fn from_notes(notes: &str) -> Result<Vec<EpochRow>> {
     let number = |text: &String| (!text.is_empty()).then(|| text.parse::<f64>()).transpose();
     let Notes(rows) = serde_json::from_str(notes).context("the curve is damaged")?;
     rows.iter()
-        .map(
-            |(epoch, [train_loss, train_accuracy, test_loss, test_accuracy])| {
-                let evaluation = |loss, accuracy| -> Result<Evaluation> {
-                    Ok(Evaluation {
-                        loss: number(loss)?.context("a loss is missing")?,
-                        accuracy: number(accuracy)?,
-                    })
-                };
-                let train = evaluation(train_loss, train_accuracy)?;
-                Ok(EpochRow {
-                    epoch: *epoch,
-                    train,
-                    test: evaluation(test_loss, test_accuracy)?,
+        .map(|(epoch, [train_loss, train_accuracy, test_loss, test_accuracy])| {
+            let evaluation = |loss, accuracy| -> Result<Evaluation> {
+                Ok(Evaluation {
+                    loss: number(loss)?.context("a loss is missing")?,
+                    accuracy: number(accuracy)?,
                 })
-            },
-        )
+            };
+            let train = evaluation(train_loss, train_accuracy)?;
+            Ok(EpochRow { epoch: *epoch, train, test: evaluation(test_loss, test_accuracy)? })
+        })
         .collect()
 }
 
@@ -251,30 +199,14 @@ mod tests {
     fn curves_survive_their_notes_bit_for_bit() {
         let row = |epoch, loss| EpochRow {
             epoch,
-            train: Evaluation {
-                loss,
-                accuracy: Some(0.1 + 0.2),
-            },
-            test: Evaluation {
-                loss: -loss,
-                accuracy: None,
-            },
+            train: Evaluation { loss, accuracy: Some(0.1 + 0.2) },
+            test: Evaluation { loss: -loss, accuracy: None },
         };
-        let curve = [
-            row(1, 1. / 3.),
-            row(2, f64::INFINITY),
-            row(3, 5e-324),
-            row(4, f64::MAX),
-        ];
+        let curve = [row(1, 1. / 3.), row(2, f64::INFINITY), row(3, 5e-324), row(4, f64::MAX)];
         assert_eq!(from_notes(&to_notes(&curve)).unwrap(), curve);
         let diverged = from_notes(&to_notes(&[row(1, f64::NAN)])).unwrap();
         assert!(diverged[0].train.loss.is_nan());
-        for damaged in [
-            "",
-            "{}",
-            "[[1,[\"x\",\"\",\"1\",\"\"]]]",
-            "[[1,[\"\",\"\",\"1\",\"\"]]]",
-        ] {
+        for damaged in ["", "{}", "[[1,[\"x\",\"\",\"1\",\"\"]]]", "[[1,[\"\",\"\",\"1\",\"\"]]]"] {
             assert!(from_notes(damaged).is_err(), "{damaged}");
         }
     }

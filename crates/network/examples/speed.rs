@@ -30,11 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     evaluate(&network, &theta, &warm_up, Loss::CrossEntropy)?;
     let start = Instant::now();
     let found = evaluate(&network, &theta, &examples, Loss::CrossEntropy)?;
-    report(
-        "evaluate",
-        start,
-        &json!({ "loss": found.loss, "accuracy": found.accuracy }),
-    );
+    report("evaluate", start, &json!({ "loss": found.loss, "accuracy": found.accuracy }));
 
     let (chunk, _) = [100, 200, 500, 1000]
         .into_iter()
@@ -47,11 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok_or("no chunk")?;
     let start = Instant::now();
     let (loss, accuracy) = evaluate_views(&network, &theta, &examples, chunk)?;
-    report(
-        "evaluate-views",
-        start,
-        &json!({ "loss": loss, "accuracy": accuracy, "chunk": chunk }),
-    );
+    report("evaluate-views", start, &json!({ "loss": loss, "accuracy": accuracy, "chunk": chunk }));
 
     pair(&network, &examples, batch)
 }
@@ -73,10 +65,8 @@ fn pair(network: &Network, examples: &Examples, batch: i64) -> Result<(), Box<dy
             .collect();
         barrier.wait();
         let start = Instant::now();
-        let ends: Result<Vec<()>> = workers
-            .into_iter()
-            .map(|worker| worker.join().expect("no panic"))
-            .collect();
+        let ends: Result<Vec<()>> =
+            workers.into_iter().map(|worker| worker.join().expect("no panic")).collect();
         ends?;
         report_seconds("train-pair", start.elapsed().as_secs_f64() / 2., &json!({}));
         Ok(())
@@ -93,24 +83,11 @@ fn epochs(
 ) -> Result<Tensor> {
     let mut theta = initialise(network, 0, 0, Kind::Float, Device::Cpu)?;
     for (index, examples) in on.iter().enumerate() {
-        let settings = OptimiserSettings::Sgd {
-            lr: 1e-2,
-            momentum: 0.9,
-            nesterov: true,
-            weight_decay: 0.,
-        };
+        let settings = OptimiserSettings::Sgd { lr: 1e-2, momentum: 0.9, nesterov: true, weight_decay: 0. };
         let optimiser = Optimiser::new(settings)?;
         let loss = Loss::CrossEntropy;
-        let mut training = Training {
-            network,
-            loss,
-            examples,
-            batch,
-            stream: (0, 0),
-            theta,
-            optimiser,
-            epochs: 0,
-        };
+        let mut training =
+            Training { network, loss, examples, batch, stream: (0, 0), theta, optimiser, epochs: 0 };
         let last = index + 1 == on.len();
         if last {
             start_together.wait();
@@ -118,11 +95,7 @@ fn epochs(
         let start = Instant::now();
         let found = training.epoch()?;
         if last && !name.is_empty() {
-            report(
-                name,
-                start,
-                &json!({ "loss": found.loss, "accuracy": found.accuracy }),
-            );
+            report(name, start, &json!({ "loss": found.loss, "accuracy": found.accuracy }));
         }
         theta = training.theta;
     }
@@ -146,10 +119,7 @@ fn evaluate_views(network: &Network, theta: &Tensor, examples: &Examples, chunk:
         let below = pick(&lower, 0)?.f_maximum(&pick(&lower, 1)?)?;
         Ok(above.f_maximum(&below)?.f_relu_()?)
     };
-    let (mut total, mut hits) = (
-        Tensor::f_zeros([], (Kind::Double, Device::Cpu))?,
-        Tensor::from(0i64),
-    );
+    let (mut total, mut hits) = (Tensor::f_zeros([], (Kind::Double, Device::Cpu))?, Tensor::from(0i64));
     let count = examples.count();
     for start in (0..count).step_by(chunk as usize) {
         let length = chunk.min(count - start);
@@ -167,28 +137,16 @@ fn evaluate_views(network: &Network, theta: &Tensor, examples: &Examples, chunk:
         let _ = total.f_add_(&loss.f_to_kind(Kind::Double)?)?;
         let _ = hits.f_add_(&y.f_argmax(-1, false)?.f_eq_tensor(&targets)?.f_sum(Kind::Int64)?)?;
     }
-    Ok((
-        total.double_value(&[]) / count as f64,
-        hits.int64_value(&[]) as f64 / count as f64,
-    ))
+    Ok((total.double_value(&[]) / count as f64, hits.int64_value(&[]) as f64 / count as f64))
 }
 
 /// 28 x 28 in the middle of 32 x 32, scaled by the mean and standard deviation of MNIST.
 fn load(folder: &Path) -> Result<Examples, Box<dyn Error>> {
-    let (pixels, labels) = (
-        std::fs::read(folder.join("images"))?,
-        std::fs::read(folder.join("labels"))?,
-    );
+    let (pixels, labels) = (std::fs::read(folder.join("images"))?, std::fs::read(folder.join("labels"))?);
     let images = Tensor::f_from_slice(&pixels)?.f_view([labels.len() as i64, 1, 28, 28])?;
     let mut images = images.f_to_kind(Kind::Float)?.f_constant_pad_nd([2, 2, 2, 2])?;
-    let images = images
-        .f_div_scalar_(255.)?
-        .f_sub_scalar_(0.1307)?
-        .f_div_scalar_(0.3081)?;
-    Ok(Examples::new(
-        images,
-        Tensor::f_from_slice(&labels)?.f_to_kind(Kind::Int64)?,
-    )?)
+    let images = images.f_div_scalar_(255.)?.f_sub_scalar_(0.1307)?.f_div_scalar_(0.3081)?;
+    Ok(Examples::new(images, Tensor::f_from_slice(&labels)?.f_to_kind(Kind::Int64)?)?)
 }
 
 fn report(work: &str, start: Instant, found: &serde_json::Value) {
@@ -196,8 +154,5 @@ fn report(work: &str, start: Instant, found: &serde_json::Value) {
 }
 
 fn report_seconds(work: &str, seconds: f64, found: &serde_json::Value) {
-    println!(
-        "{}",
-        json!({ "side": "flatland", "work": work, "seconds": seconds, "found": found })
-    );
+    println!("{}", json!({ "side": "flatland", "work": work, "seconds": seconds, "found": found }));
 }

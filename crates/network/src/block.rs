@@ -70,11 +70,7 @@ pub fn forward(
     rectified: bool,
 ) -> Result<(Tensor, Saved)> {
     let _no_grad = tch::no_grad_guard();
-    let x = if padding > 0 {
-        x.f_constant_pad_nd([padding; 4])?
-    } else {
-        x.f_contiguous()?
-    };
+    let x = if padding > 0 { x.f_constant_pad_nd([padding; 4])? } else { x.f_contiguous()? };
     let shape = Shape::of(&x, weight);
     let (weight, bias) = (weight.f_contiguous()?, bias.f_contiguous()?);
     let y = Tensor::f_empty(shape.pooled(), (Kind::Float, Device::Cpu))?;
@@ -91,13 +87,7 @@ pub fn forward(
         );
     } else {
         let convolved = x.f_conv2d(&weight, Some(&bias), 1, 0, 1, 1)?.f_contiguous()?;
-        kernels::pool(
-            numbers(&convolved),
-            numbers_mut(&y),
-            &mut winners,
-            shape,
-            rectified,
-        );
+        kernels::pool(numbers(&convolved), numbers_mut(&y), &mut winners, shape, rectified);
     }
     Ok((y, Saved { x, winners, padding }))
 }
@@ -128,10 +118,7 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
             dx = dx.f_narrow(dimension, saved.padding, length - 2 * saved.padding)?;
         }
     }
-    Ok(BlockGradient {
-        x: Some(dx),
-        ..result
-    })
+    Ok(BlockGradient { x: Some(dx), ..result })
 }
 
 /// The numbers of a contiguous f32 tensor on the CPU.
@@ -163,14 +150,7 @@ impl Shape {
     fn of(x: &Tensor, weight: &Tensor) -> Self {
         let (x, weight) = (x.size(), weight.size());
         let [batch, inputs, height, width] = [0, 1, 2, 3].map(|dimension: usize| x[dimension] as usize);
-        Self {
-            batch,
-            inputs,
-            height,
-            width,
-            outputs: weight[0] as usize,
-            kernel: weight[2] as usize,
-        }
+        Self { batch, inputs, height, width, outputs: weight[0] as usize, kernel: weight[2] as usize }
     }
 
     /// Height and width of the convolution's output.
@@ -185,12 +165,7 @@ impl Shape {
 
     fn pooled(self) -> [i64; 4] {
         let (height, width) = self.windows();
-        [
-            self.batch as i64,
-            self.outputs as i64,
-            height as i64,
-            width as i64,
-        ]
+        [self.batch as i64, self.outputs as i64, height as i64, width as i64]
     }
 }
 
@@ -343,11 +318,7 @@ mod kernels {
         for (example, x) in x.chunks_exact(image).enumerate() {
             let mut output = 0;
             while output < shape.outputs {
-                let place = Place {
-                    example,
-                    output,
-                    rectified,
-                };
+                let place = Place { example, output, rectified };
                 // SAFETY: the caller checked the processor; the lengths were checked above.
                 output += unsafe {
                     match shape.outputs - output {
@@ -378,14 +349,7 @@ mod kernels {
         shape: Shape,
         place: Place,
     ) -> usize {
-        let Shape {
-            inputs,
-            height,
-            width,
-            outputs,
-            kernel,
-            ..
-        } = shape;
+        let Shape { inputs, height, width, outputs, kernel, .. } = shape;
         let (rows, columns) = shape.windows();
         let taps = inputs * kernel * kernel;
         for row in 0..rows {
@@ -406,10 +370,7 @@ mod kernels {
                             // 2 rows + kernel <= height.
                             let (above, below) = unsafe {
                                 let at = x.as_ptr().add(from + kx);
-                                (
-                                    _mm512_maskz_loadu_ps(mask, at),
-                                    _mm512_maskz_loadu_ps(mask, at.add(width)),
-                                )
+                                (_mm512_maskz_loadu_ps(mask, at), _mm512_maskz_loadu_ps(mask, at.add(width)))
                             };
                             let tap = (input * kernel + ky) * kernel + kx;
                             for n in 0..N {
@@ -456,9 +417,7 @@ mod kernels {
             let mut gradients = vec![0.; winners.len()];
             let mut starts = Vec::with_capacity(shape.batch * shape.outputs + 1);
             let mut count = 0;
-            let planes = winners
-                .chunks_exact(rows * columns)
-                .zip(gradient.chunks_exact(rows * columns));
+            let planes = winners.chunks_exact(rows * columns).zip(gradient.chunks_exact(rows * columns));
             for (winners, gradient) in planes {
                 starts.push(count as u32);
                 for row in 0..rows {
@@ -476,11 +435,7 @@ mod kernels {
                 }
             }
             starts.push(count as u32);
-            Self {
-                offsets,
-                gradients,
-                starts,
-            }
+            Self { offsets, gradients, starts }
         }
 
         fn of(
@@ -498,13 +453,7 @@ mod kernels {
 
     /// `dW[o, c, :, :] = Σ g x[c, patch]` over the open entries of o, and `db[o] = Σ g`.
     pub fn weight_gradient(open: &Open, x: &[f32], dw: &mut [f32], db: &mut [f32], shape: Shape) {
-        let Shape {
-            batch,
-            inputs,
-            outputs,
-            kernel,
-            ..
-        } = shape;
+        let Shape { batch, inputs, outputs, kernel, .. } = shape;
         assert!(x.len() == batch * inputs * shape.height * shape.width && db.len() == outputs);
         assert!(dw.len() == outputs * inputs * kernel * kernel);
         for (output, db) in db.iter_mut().enumerate() {
@@ -540,14 +489,7 @@ mod kernels {
         output: usize,
         input: usize,
     ) -> usize {
-        let Shape {
-            batch,
-            inputs,
-            height,
-            width,
-            outputs,
-            ..
-        } = shape;
+        let Shape { batch, inputs, height, width, outputs, .. } = shape;
         let kernel = if K == 0 { shape.kernel } else { K };
         let mask = lanes(kernel) as u8;
         let mut sums = [[_mm256_setzero_ps(); MAX_KERNEL]; N];
@@ -582,14 +524,7 @@ mod kernels {
     /// `dx[c, patch] += g W[o, c, :, :]` for every open entry: eight input channels are the lanes, so that what is added to
     /// lies in the same places again and again.
     pub fn input_gradient(open: &Open, weight: &[f32], dx: &mut [f32], shape: Shape) {
-        let Shape {
-            batch,
-            inputs,
-            height,
-            width,
-            outputs,
-            kernel,
-        } = shape;
+        let Shape { batch, inputs, height, width, outputs, kernel } = shape;
         let plane = height * width;
         assert!(dx.len() == batch * inputs * plane && weight.len() == outputs * inputs * kernel * kernel);
         let mut tile = vec![0f32; plane * 8];
@@ -676,12 +611,7 @@ mod tests {
         let y = y.max_pool2d(2, 2, 0, 1, false);
         let loss = (&y * gradient).sum(y.kind());
         let mut found = Tensor::run_backward(&[loss], &[&weight, &bias, &x], false, false).into_iter();
-        [
-            y.detach(),
-            found.next().unwrap(),
-            found.next().unwrap(),
-            found.next().unwrap(),
-        ]
+        [y.detach(), found.next().unwrap(), found.next().unwrap(), found.next().unwrap()]
     }
 
     /// Small whole numbers, the same for the same salt: every sum is exact in f32, so that the order of sums does not matter
@@ -689,9 +619,7 @@ mod tests {
     fn whole_numbers(size: &[i64], salt: u64) -> Tensor {
         let count: i64 = size.iter().product();
         let mut generator = crate::streams::stream(salt, 0, 0, crate::streams::Purpose::Weights);
-        let numbers: Vec<f32> = (0..count)
-            .map(|_| f32::from(generator.gen_range(-3i8..=3)))
-            .collect();
+        let numbers: Vec<f32> = (0..count).map(|_| f32::from(generator.gen_range(-3i8..=3))).collect();
         Tensor::from_slice(&numbers).view(size)
     }
 
@@ -704,12 +632,9 @@ mod tests {
         let gradient = whole_numbers(&y.size(), 99);
         let [expected, dw, db, dx] = plain(x, weight, bias, padding, rectified, &gradient);
         let ours = backward(&saved, weight, &gradient, true).unwrap();
-        for (name, ours, plain) in [
-            ("y", y, expected),
-            ("dW", ours.weight, dw),
-            ("db", ours.bias, db),
-            ("dx", ours.x.unwrap(), dx),
-        ] {
+        for (name, ours, plain) in
+            [("y", y, expected), ("dW", ours.weight, dw), ("db", ours.bias, db), ("dx", ours.x.unwrap(), dx)]
+        {
             assert!(ours.equal(&plain), "{name}: {ours} instead of {plain}");
         }
     }

@@ -101,10 +101,7 @@ pub fn choose(choice: DeviceChoice) -> Result<ChosenDevice, DeviceError> {
         DeviceChoice::Cpu => Ok(cpu(None)),
         DeviceChoice::Cuda(index) => cuda(index),
         DeviceChoice::Auto => match cuda(0) {
-            Ok(chosen) => Ok(ChosenDevice {
-                reason: Some("an NVIDIA device answers".into()),
-                ..chosen
-            }),
+            Ok(chosen) => Ok(ChosenDevice { reason: Some("an NVIDIA device answers".into()), ..chosen }),
             Err(error) => Ok(cpu(Some(short(&error)))),
         },
     }
@@ -120,20 +117,11 @@ fn short(error: &DeviceError) -> String {
 
 fn cpu(reason: Option<String>) -> ChosenDevice {
     let name = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
-        info.lines().find_map(|line| {
-            line.strip_prefix("model name")?
-                .split(':')
-                .nth(1)
-                .map(str::to_owned)
-        })
+        info.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1).map(str::to_owned))
     });
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let name = format!("{} ({cores} cores)", name.as_deref().map_or("CPU", str::trim));
-    ChosenDevice {
-        device: Device::Cpu,
-        name,
-        reason,
-    }
+    ChosenDevice { device: Device::Cpu, name, reason }
 }
 
 fn cuda(index: usize) -> Result<ChosenDevice, DeviceError> {
@@ -148,15 +136,8 @@ fn cuda(index: usize) -> Result<ChosenDevice, DeviceError> {
     if index >= count {
         return Err(DeviceError::NoSuchIndex { index, count });
     }
-    let name = names
-        .get(index)
-        .cloned()
-        .unwrap_or_else(|| format!("CUDA device {index}"));
-    Ok(ChosenDevice {
-        device: Device::Cuda(index),
-        name,
-        reason: None,
-    })
+    let name = names.get(index).cloned().unwrap_or_else(|| format!("CUDA device {index}"));
+    Ok(ChosenDevice { device: Device::Cuda(index), name, reason: None })
 }
 
 /// Opens `libtorch_cuda.so` once, for good.
@@ -165,10 +146,8 @@ fn open_cuda_libtorch() -> Result<(), DeviceError> {
     let opened = OPENED.get_or_init(|| {
         let file = "libtorch_cuda.so";
         // Beside the libtorch that is loaded already, else wherever the loader looks.
-        let candidates = loaded_libtorch_folder()
-            .map(|folder| folder.join(file))
-            .into_iter()
-            .chain([PathBuf::from(file)]);
+        let candidates =
+            loaded_libtorch_folder().map(|folder| folder.join(file)).into_iter().chain([PathBuf::from(file)]);
         let mut first = None;
         for candidate in candidates {
             // SAFETY: libtorch's own library; its initialisers register the CUDA backend.
@@ -191,18 +170,14 @@ fn open_cuda_libtorch() -> Result<(), DeviceError> {
         }
         Err(first.unwrap_or_default())
     });
-    opened
-        .clone()
-        .map_err(|(library, reason)| DeviceError::NoCudaLibtorch { library, reason })
+    opened.clone().map_err(|(library, reason)| DeviceError::NoCudaLibtorch { library, reason })
 }
 
 /// The folder of the `libtorch_cpu.so` in this process.
 fn loaded_libtorch_folder() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
-    PathBuf::from(&line[line.find('/')?..])
-        .parent()
-        .map(PathBuf::from)
+    PathBuf::from(&line[line.find('/')?..]).parent().map(PathBuf::from)
 }
 
 /// Names of the devices that the NVIDIA driver reports, asked of the driver itself (tch binds no names), or the step that
@@ -214,9 +189,7 @@ fn driver_devices() -> Result<Vec<String>, String> {
         let driver = Library::open(Some("libcuda.so.1"), RTLD_NOW)
             .map_err(|_| "libcuda.so.1 was not found".to_owned())?;
         let missing = |error: libloading::Error| error.to_string();
-        let init = driver
-            .get::<unsafe extern "C" fn(c_int) -> c_int>(b"cuInit\0")
-            .map_err(missing)?;
+        let init = driver.get::<unsafe extern "C" fn(c_int) -> c_int>(b"cuInit\0").map_err(missing)?;
         let get_count = driver
             .get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount\0")
             .map_err(missing)?;
@@ -284,10 +257,7 @@ mod tests {
         match choose(DeviceChoice::Cuda(0)) {
             Ok(chosen) => assert_eq!(chosen.device, Device::Cuda(0)),
             Err(error) => assert!(
-                matches!(
-                    error,
-                    DeviceError::NoCudaLibtorch { .. } | DeviceError::NoDriver(_)
-                ),
+                matches!(error, DeviceError::NoCudaLibtorch { .. } | DeviceError::NoDriver(_)),
                 "{error}"
             ),
         }

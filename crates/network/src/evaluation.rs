@@ -29,11 +29,7 @@ const DEVICE_CHUNK_BYTES: i64 = 1 << 30;
 pub fn evaluate(network: &Network, theta: &Tensor, examples: &Examples, loss: Loss) -> Result<Evaluation> {
     let device = theta.device();
     let on_cpu = device == Device::Cpu;
-    let budget = if on_cpu {
-        CPU_CHUNK_BYTES
-    } else {
-        DEVICE_CHUNK_BYTES
-    };
+    let budget = if on_cpu { CPU_CHUNK_BYTES } else { DEVICE_CHUNK_BYTES };
     let bytes = network.widest() * theta.kind().elt_size_in_bytes() as i64;
     let chunk = (budget / bytes).clamp(1, examples.count());
     let starts: Vec<i64> = (0..examples.count()).step_by(chunk as usize).collect();
@@ -44,9 +40,8 @@ pub fn evaluate(network: &Network, theta: &Tensor, examples: &Examples, loss: Lo
     let threads = tch::get_num_threads().clamp(1, i32::try_from(starts.len()).unwrap_or(i32::MAX)) as usize;
     let sums: Vec<Sums> = if on_cpu && threads > 1 {
         // Tensors are handles that threads cannot share, so each gets its own.
-        let handles: Vec<(Tensor, Examples)> = (0..threads)
-            .map(|_| (theta.shallow_clone(), examples.share()))
-            .collect();
+        let handles: Vec<(Tensor, Examples)> =
+            (0..threads).map(|_| (theta.shallow_clone(), examples.share())).collect();
         let share = starts.len().div_ceil(threads);
         let parts = std::thread::scope(|scope| {
             let workers: Vec<_> = handles
@@ -55,17 +50,11 @@ pub fn evaluate(network: &Network, theta: &Tensor, examples: &Examples, loss: Lo
                 .map(|((theta, examples), starts)| {
                     scope.spawn(move || {
                         tch::set_num_threads(1);
-                        starts
-                            .iter()
-                            .map(|&start| one(&theta, &examples, start))
-                            .collect::<Result<Vec<_>>>()
+                        starts.iter().map(|&start| one(&theta, &examples, start)).collect::<Result<Vec<_>>>()
                     })
                 })
                 .collect();
-            workers
-                .into_iter()
-                .map(std::thread::ScopedJoinHandle::join)
-                .collect::<Vec<_>>()
+            workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
         });
         let mut sums = Vec::with_capacity(starts.len());
         for part in parts {
@@ -75,10 +64,7 @@ pub fn evaluate(network: &Network, theta: &Tensor, examples: &Examples, loss: Lo
         }
         sums
     } else {
-        starts
-            .iter()
-            .map(|&start| one(theta, examples, start))
-            .collect::<Result<_>>()?
+        starts.iter().map(|&start| one(theta, examples, start)).collect::<Result<_>>()?
     };
 
     let mut total = Tensor::f_zeros([], (Kind::Double, device))?;
@@ -94,10 +80,7 @@ pub fn evaluate(network: &Network, theta: &Tensor, examples: &Examples, loss: Lo
     let count = examples.count() as f64;
     Ok(Evaluation {
         loss: total.f_double_value(&[])? / count,
-        accuracy: hits
-            .map(|hits| hits.f_int64_value(&[]))
-            .transpose()?
-            .map(|hits| hits as f64 / count),
+        accuracy: hits.map(|hits| hits.f_int64_value(&[])).transpose()?.map(|hits| hits as f64 / count),
     })
 }
 
@@ -116,9 +99,6 @@ fn chunk_sums(
     let length = chunk.min(examples.count() - start);
     let outputs = network.predict(theta, &examples.inputs.f_narrow(0, start, length)?)?;
     let targets = examples.targets.f_narrow(0, start, length)?;
-    let sum = loss
-        .mean(&outputs, &targets)?
-        .f_to_kind(Kind::Double)?
-        .f_mul_scalar_(length as f64)?;
+    let sum = loss.mean(&outputs, &targets)?.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?;
     Ok((sum, loss.correct(&outputs, &targets)?))
 }

@@ -63,18 +63,12 @@ impl Examples {
                 self.count()
             )));
         }
-        Self::new(
-            self.inputs.f_narrow(0, 0, count)?,
-            self.targets.f_narrow(0, 0, count)?,
-        )
+        Self::new(self.inputs.f_narrow(0, 0, count)?, self.targets.f_narrow(0, 0, count)?)
     }
 
     /// The same examples for another thread: a handle onto the same memory.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self {
-            inputs: self.inputs.shallow_clone(),
-            targets: self.targets.shallow_clone(),
-        }
+        Self { inputs: self.inputs.shallow_clone(), targets: self.targets.shallow_clone() }
     }
 }

@@ -30,10 +30,7 @@ pub fn loss_and_gradient(
     loss: Loss,
 ) -> Result<BatchGradient> {
     network.check_theta(theta)?;
-    let convolutional = network
-        .steps()
-        .iter()
-        .any(|step| matches!(step, Step::Convolution { .. }));
+    let convolutional = network.steps().iter().any(|step| matches!(step, Step::Convolution { .. }));
     match (theta.dim(), convolutional && theta.device() == Device::Cpu) {
         (1, _) => single(network, theta, x, targets, loss),
         (_, false) => stacked(network, theta, x, targets, loss),
@@ -64,16 +61,10 @@ fn single(
         let part = piece(network, theta, &cut(x)?, &cut(targets)?, loss)?;
         let weight = (end - start) as f64 / count as f64;
         let (mut part_loss, mut part_gradient) = (part.loss, part.gradient);
-        let (part_loss, part_gradient) = (
-            part_loss.f_mul_scalar_(weight)?,
-            part_gradient.f_mul_scalar_(weight)?,
-        );
+        let (part_loss, part_gradient) =
+            (part_loss.f_mul_scalar_(weight)?, part_gradient.f_mul_scalar_(weight)?);
         sum = Some(match sum {
-            None => BatchGradient {
-                loss: part_loss,
-                correct: part.correct,
-                gradient: part_gradient,
-            },
+            None => BatchGradient { loss: part_loss, correct: part.correct, gradient: part_gradient },
             Some(mut sum) => BatchGradient {
                 loss: sum.loss.f_add_(&part_loss)?,
                 correct: match (sum.correct, part.correct) {
@@ -106,11 +97,7 @@ fn piece(
     let mut steps = network.steps();
     let mut input = x.shallow_clone();
     let mut blocks: Vec<(usize, block::Saved)> = Vec::new();
-    while let [
-        Step::Convolution { weight, padding },
-        Step::MaxPool { size: 2, rectified },
-        rest @ ..,
-    ] = steps
+    while let [Step::Convolution { weight, padding }, Step::MaxPool { size: 2, rectified }, rest @ ..] = steps
     {
         let (weight, padding, rectified) = (*weight, *padding, *rectified);
         if !block::fits(&input, &leaves[weight]) {
@@ -125,9 +112,7 @@ fn piece(
     if !blocks.is_empty() {
         input = input.f_set_requires_grad(true)?;
     }
-    let outputs = steps
-        .iter()
-        .try_fold(input.shallow_clone(), |y, step| apply(*step, &y, &leaves, false))?;
+    let outputs = steps.iter().try_fold(input.shallow_clone(), |y, step| apply(*step, &y, &leaves, false))?;
     let mean = loss.mean(&outputs, targets)?;
     let correct = loss.correct(&outputs.f_detach()?, targets)?;
 
@@ -144,15 +129,8 @@ fn piece(
         gradients.splice(0..0, [block.weight, block.bias]);
         into = block.x;
     }
-    let flat = gradients
-        .iter()
-        .map(|g| Ok(g.f_flatten(0, -1)?))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(BatchGradient {
-        loss: mean.f_detach()?,
-        correct,
-        gradient: Tensor::f_cat(&flat, 0)?,
-    })
+    let flat = gradients.iter().map(|g| Ok(g.f_flatten(0, -1)?)).collect::<Result<Vec<_>>>()?;
+    Ok(BatchGradient { loss: mean.f_detach()?, correct, gradient: Tensor::f_cat(&flat, 0)? })
 }
 
 /// All models in one graph. Rows do not touch each other, so the gradient of the summed losses holds each model's own.
@@ -170,11 +148,7 @@ fn stacked(
     let gradient = Tensor::f_run_backward(&[&losses], &[&theta], false, false)?
         .pop()
         .ok_or_else(|| NetworkError::Setting("libtorch returned no gradient".into()))?;
-    Ok(BatchGradient {
-        loss: losses.f_detach()?,
-        correct,
-        gradient,
-    })
+    Ok(BatchGradient { loss: losses.f_detach()?, correct, gradient })
 }
 
 /// On a CPU, models with convolutions are faster one by one than as groups.
@@ -190,18 +164,10 @@ fn one_after_the_other(
     let own_targets = loss.own_targets(targets);
     if own_targets && targets.size()[0] != models {
         let expected = format!("one row for each of the {models} models");
-        return Err(NetworkError::Shape {
-            what: "targets",
-            found: targets.size(),
-            expected,
-        });
+        return Err(NetworkError::Shape { what: "targets", found: targets.size(), expected });
     }
     let pick = |t: &Tensor, own: bool, m| {
-        if own {
-            t.f_select(0, m)
-        } else {
-            Ok(t.shallow_clone())
-        }
+        if own { t.f_select(0, m) } else { Ok(t.shallow_clone()) }
     };
     let rows = (0..models)
         .map(|m| {

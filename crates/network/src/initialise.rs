@@ -20,9 +20,7 @@ pub fn initialise(network: &Network, seed: u64, trial: u32, kind: Kind, device: 
         let bound = 1. / (parameter.fan_in as f64).sqrt();
         theta.extend((0..parameter.count()).map(|_| generator.gen_range(-bound..bound)));
     }
-    Ok(Tensor::f_from_slice(&theta)?
-        .f_to_kind(kind)?
-        .f_to_device(device)?)
+    Ok(Tensor::f_from_slice(&theta)?.f_to_kind(kind)?.f_to_device(device)?)
 }
 
 /// θ `[M, P]`, one row for each `(seed, trial)`.

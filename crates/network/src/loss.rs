@@ -30,10 +30,7 @@ impl Loss {
                 let log_probabilities = outputs.f_log_softmax(-1, None)?;
                 let targets = targets.f_expand([outputs.size()[0], outputs.size()[1]], true)?;
                 let chosen = log_probabilities.f_gather(-1, &targets.f_unsqueeze(-1)?, false)?;
-                Ok(chosen
-                    .f_squeeze_dim(-1)?
-                    .f_mean_dim(Some([-1i64].as_slice()), false, None)?
-                    .f_neg()?)
+                Ok(chosen.f_squeeze_dim(-1)?.f_mean_dim(Some([-1i64].as_slice()), false, None)?.f_neg()?)
             }
             Self::CrossEntropy => {
                 let log_probabilities = outputs.f_log_softmax(-1, None)?;
@@ -56,25 +53,13 @@ impl Loss {
     /// Where targets do not fit, libtorch would broadcast and at most warn.
     fn check_targets(self, outputs: &Tensor, targets: &Tensor) -> Result<()> {
         let (size, found) = (outputs.size(), targets.size());
-        let whole = if self == Self::CrossEntropy {
-            &size[..size.len().saturating_sub(1)]
-        } else {
-            &size
-        };
+        let whole = if self == Self::CrossEntropy { &size[..size.len().saturating_sub(1)] } else { &size };
         let shared = if size.len() == 3 { &whole[1..] } else { whole };
         if found == whole || found == shared {
             return Ok(());
         }
-        let or = if shared == whole {
-            String::new()
-        } else {
-            format!(" or {shared:?}")
-        };
-        Err(NetworkError::Shape {
-            what: "targets",
-            found,
-            expected: format!("{whole:?}{or}"),
-        })
+        let or = if shared == whole { String::new() } else { format!(" or {shared:?}") };
+        Err(NetworkError::Shape { what: "targets", found, expected: format!("{whole:?}{or}") })
     }
 
     /// How many examples of the batch are classified rightly: i64, a scalar or `[M]`; `None` where the loss is no
@@ -86,11 +71,7 @@ impl Loss {
         match self {
             Self::CrossEntropy => {
                 let hits = outputs.f_argmax(-1, false)?.f_eq_tensor(targets)?;
-                Ok(Some(hits.f_sum_dim_intlist(
-                    Some([-1i64].as_slice()),
-                    false,
-                    Kind::Int64,
-                )?))
+                Ok(Some(hits.f_sum_dim_intlist(Some([-1i64].as_slice()), false, Kind::Int64)?))
             }
             Self::MeanSquaredError => Ok(None),
         }

@@ -110,32 +110,17 @@ impl Network {
         let (mut convolutions, mut dense, mut offset) = (0, 0, 0);
         let mut widest: i64 = shape.iter().product();
         let mut add = |name: String, shape: &[i64], fan_in: i64, offset: &mut i64| {
-            let parameter = Parameter {
-                name,
-                shape: shape.to_vec(),
-                offset: *offset,
-                fan_in,
-            };
+            let parameter = Parameter { name, shape: shape.to_vec(), offset: *offset, fan_in };
             *offset += parameter.count();
             parameters.push(parameter);
             parameters.len() - 1
         };
         for (index, layer) in layers.iter().enumerate() {
-            let refuse = |reason: String| NetworkError::Layer {
-                index,
-                layer: format!("{layer:?}"),
-                reason,
-            };
+            let refuse = |reason: String| NetworkError::Layer { index, layer: format!("{layer:?}"), reason };
             match *layer {
-                Layer::Convolution {
-                    channels,
-                    kernel,
-                    padding,
-                } => {
+                Layer::Convolution { channels, kernel, padding } => {
                     let &[inputs, height, width] = shape.as_slice() else {
-                        return Err(refuse(format!(
-                            "its input has shape {shape:?}, expected [C, H, W]"
-                        )));
+                        return Err(refuse(format!("its input has shape {shape:?}, expected [C, H, W]")));
                     };
                     if channels < 1 || kernel < 1 || padding < 0 || kernel > height.min(width) + 2 * padding {
                         return Err(refuse(format!(
@@ -150,21 +135,14 @@ impl Network {
                         fan_in,
                         &mut offset,
                     );
-                    add(
-                        format!("conv{convolutions}.bias"),
-                        &[channels],
-                        fan_in,
-                        &mut offset,
-                    );
+                    add(format!("conv{convolutions}.bias"), &[channels], fan_in, &mut offset);
                     steps.push(Step::Convolution { weight, padding });
                     let shrink = 2 * padding - kernel + 1;
                     shape = vec![channels, height + shrink, width + shrink];
                 }
                 Layer::MaxPool { size } => {
                     let &[channels, height, width] = shape.as_slice() else {
-                        return Err(refuse(format!(
-                            "its input has shape {shape:?}, expected [C, H, W]"
-                        )));
+                        return Err(refuse(format!("its input has shape {shape:?}, expected [C, H, W]")));
                     };
                     if size < 1 || size > height.min(width) {
                         return Err(refuse(format!(
@@ -195,14 +173,9 @@ impl Network {
             widest = widest.max(shape.iter().product());
         }
         match shape.as_slice() {
-            &[outputs] if dense > 0 => Ok(Self {
-                name: name.to_owned(),
-                input: input.to_vec(),
-                outputs,
-                parameters,
-                steps,
-                widest,
-            }),
+            &[outputs] if dense > 0 => {
+                Ok(Self { name: name.to_owned(), input: input.to_vec(), outputs, parameters, steps, widest })
+            }
             _ => Err(NetworkError::Setting(format!(
                 "network {name} must end in a dense layer, it ends in {shape:?}"
             ))),
@@ -214,11 +187,7 @@ impl Network {
     /// # Errors
     /// When there are fewer than two widths or one is below 1.
     pub fn dense(widths: &[i64], activation: &Layer) -> Result<Self> {
-        let name = widths
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("-");
+        let name = widths.iter().map(ToString::to_string).collect::<Vec<_>>().join("-");
         let [input, rest @ ..] = widths else {
             return Err(NetworkError::Setting(
                 "a dense network needs at least two widths, found none".into(),
@@ -242,18 +211,10 @@ impl Network {
     /// Never: the layers fit.
     pub fn lenet() -> Self {
         let layers = [
-            Layer::Convolution {
-                channels: 6,
-                kernel: 5,
-                padding: 0,
-            },
+            Layer::Convolution { channels: 6, kernel: 5, padding: 0 },
             Layer::Relu,
             Layer::MaxPool { size: 2 },
-            Layer::Convolution {
-                channels: 16,
-                kernel: 5,
-                padding: 0,
-            },
+            Layer::Convolution { channels: 16, kernel: 5, padding: 0 },
             Layer::Relu,
             Layer::MaxPool { size: 2 },
             Layer::Dense { width: 120 },
@@ -295,9 +256,7 @@ impl Network {
     }
 
     pub(crate) fn is_convolutional(&self) -> bool {
-        self.steps
-            .iter()
-            .any(|step| matches!(step, Step::Convolution { .. }))
+        self.steps.iter().any(|step| matches!(step, Step::Convolution { .. }))
     }
 
     /// The largest activation of one example, in numbers.
@@ -356,28 +315,13 @@ impl Network {
             Some(2) if size[2..] == self.input && models == Some(size[0]) => return Ok(true),
             _ => {}
         }
-        let input = self
-            .input
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
-        let stacked = models
-            .map(|m| format!(" or [{m}, B, {input}]"))
-            .unwrap_or_default();
-        Err(NetworkError::Shape {
-            what: "x",
-            found: size,
-            expected: format!("[B, {input}]{stacked}"),
-        })
+        let input = self.input.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let stacked = models.map(|m| format!(" or [{m}, B, {input}]")).unwrap_or_default();
+        Err(NetworkError::Shape { what: "x", found: size, expected: format!("[B, {input}]{stacked}") })
     }
 
     fn forward_single(&self, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
-        let parameters = self
-            .parameters
-            .iter()
-            .map(|p| p.of(theta))
-            .collect::<Result<Vec<_>>>()?;
+        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
         self.check_inputs(x, None)?;
         let mut y = x.shallow_clone();
         let mut steps = self.steps.as_slice();
@@ -387,14 +331,7 @@ impl Network {
                 && let [Step::MaxPool { size: 2, rectified }, after @ ..] = rest
                 && block::fits(&y, &parameters[weight])
             {
-                y = block::forward(
-                    &y,
-                    &parameters[weight],
-                    &parameters[weight + 1],
-                    padding,
-                    *rectified,
-                )?
-                .0;
+                y = block::forward(&y, &parameters[weight], &parameters[weight + 1], padding, *rectified)?.0;
                 steps = after;
             } else {
                 y = apply(*step, &y, &parameters, fused)?;
@@ -407,10 +344,7 @@ impl Network {
     fn forward_stacked(&self, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
         let models = theta.size()[0];
         let own = self.check_inputs(x, Some(models))?;
-        let convolutional = self
-            .steps
-            .iter()
-            .any(|step| matches!(step, Step::Convolution { .. }));
+        let convolutional = self.steps.iter().any(|step| matches!(step, Step::Convolution { .. }));
         if convolutional && theta.device() == Device::Cpu {
             // Grouped convolution is three times slower than one model after the other on a CPU.
             let outputs = (0..models)
@@ -428,11 +362,7 @@ impl Network {
     #[allow(clippy::many_single_char_names)] // the field's own: x, y, w, b and the sizes
     fn forward_grouped(&self, theta: &Tensor, x: &Tensor, own: bool) -> Result<Tensor> {
         let models = theta.size()[0];
-        let parameters = self
-            .parameters
-            .iter()
-            .map(|p| p.of(theta))
-            .collect::<Result<Vec<_>>>()?;
+        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
         let batch = x.size()[usize::from(own)];
         let mut y = if own { x.shallow_clone() } else { x.f_unsqueeze(0)? };
         if !own {
@@ -450,14 +380,7 @@ impl Network {
             y = match *step {
                 Step::Convolution { weight, padding } => {
                     let [w, b] = [&parameters[weight], &parameters[weight + 1]];
-                    y.f_conv2d(
-                        &w.f_flatten(0, 1)?,
-                        Some(b.f_flatten(0, 1)?),
-                        1,
-                        padding,
-                        1,
-                        models,
-                    )?
+                    y.f_conv2d(&w.f_flatten(0, 1)?, Some(b.f_flatten(0, 1)?), 1, padding, 1, models)?
                 }
                 Step::Dense { weight } => {
                     if grouped {
@@ -477,14 +400,9 @@ impl Network {
 /// One step of one model; `parameters` are views into θ or leaves of a graph.
 pub(crate) fn apply(step: Step, x: &Tensor, parameters: &[Tensor], fused: bool) -> Result<Tensor> {
     Ok(match step {
-        Step::Convolution { weight, padding } => x.f_conv2d(
-            &parameters[weight],
-            Some(&parameters[weight + 1]),
-            1,
-            padding,
-            1,
-            1,
-        )?,
+        Step::Convolution { weight, padding } => {
+            x.f_conv2d(&parameters[weight], Some(&parameters[weight + 1]), 1, padding, 1, 1)?
+        }
         Step::MaxPool { size, rectified } if fused && pooling::fits(x, size) => {
             pooling::forward(x, rectified)?
         }
@@ -493,11 +411,7 @@ pub(crate) fn apply(step: Step, x: &Tensor, parameters: &[Tensor], fused: bool) 
             if rectified { y.f_relu()? } else { y }
         }
         Step::Dense { weight } => {
-            let x = if x.dim() > 2 {
-                x.f_flatten(1, -1)?
-            } else {
-                x.shallow_clone()
-            };
+            let x = if x.dim() > 2 { x.f_flatten(1, -1)? } else { x.shallow_clone() };
             x.f_linear(&parameters[weight], Some(&parameters[weight + 1]))?
         }
         Step::Relu => x.f_relu()?,
@@ -516,30 +430,18 @@ mod tests {
     fn groups_equal_one_model_after_the_other() {
         tch::set_num_threads(1);
         let padded = [
-            Layer::Convolution {
-                channels: 4,
-                kernel: 5,
-                padding: 2,
-            },
+            Layer::Convolution { channels: 4, kernel: 5, padding: 2 },
             Layer::Relu,
             Layer::MaxPool { size: 2 },
-            Layer::Convolution {
-                channels: 3,
-                kernel: 3,
-                padding: 1,
-            },
+            Layer::Convolution { channels: 3, kernel: 3, padding: 1 },
             Layer::MaxPool { size: 3 },
             Layer::LeakyRelu,
             Layer::Dense { width: 7 },
             Layer::Relu,
             Layer::Dense { width: 2 },
         ];
-        let pixels = [
-            Layer::MaxPool { size: 2 },
-            Layer::Dense { width: 5 },
-            Layer::Relu,
-            Layer::Dense { width: 2 },
-        ];
+        let pixels =
+            [Layer::MaxPool { size: 2 }, Layer::Dense { width: 5 }, Layer::Relu, Layer::Dense { width: 2 }];
         for network in [
             Network::lenet(),
             Network::new("padded", &[2, 15, 13], &padded).unwrap(),
@@ -551,20 +453,14 @@ mod tests {
             for own in [false, true] {
                 let stack: &[i64] = if own { &[3, 4] } else { &[4] };
                 let count: i64 = stack.iter().chain(network.input()).product();
-                let x = Tensor::arange(count, (Kind::Double, Device::Cpu))
-                    .f_sin()
-                    .unwrap();
+                let x = Tensor::arange(count, (Kind::Double, Device::Cpu)).f_sin().unwrap();
                 let x = x.view([stack, network.input()].concat().as_slice());
                 let grouped = network.forward_grouped(&theta, &x, own).unwrap();
                 assert_eq!(grouped.size(), [3, 4, network.outputs()]);
                 for m in 0..3 {
                     let x = if own { x.get(m) } else { x.shallow_clone() };
                     let single = network.forward(&theta.get(m), &x).unwrap();
-                    assert!(
-                        grouped.get(m).allclose(&single, 1e-12, 1e-12, false),
-                        "{} {m}",
-                        network.name()
-                    );
+                    assert!(grouped.get(m).allclose(&single, 1e-12, 1e-12, false), "{} {m}", network.name());
                 }
             }
         }
@@ -577,19 +473,7 @@ mod tests {
         assert!(Network::dense(&[3, 0], &Layer::Relu).is_err());
         assert!(Network::new("flat", &[28, 28], &[Layer::Dense { width: 1 }]).is_err());
         assert!(Network::new("open", &[1, 4, 4], &[Layer::MaxPool { size: 2 }]).is_err());
-        let large = [
-            Layer::Convolution {
-                channels: 1,
-                kernel: 5,
-                padding: 0,
-            },
-            Layer::Dense { width: 1 },
-        ];
-        assert!(
-            Network::new("large", &[1, 4, 9], &large)
-                .unwrap_err()
-                .to_string()
-                .starts_with("layer 0")
-        );
+        let large = [Layer::Convolution { channels: 1, kernel: 5, padding: 0 }, Layer::Dense { width: 1 }];
+        assert!(Network::new("large", &[1, 4, 9], &large).unwrap_err().to_string().starts_with("layer 0"));
     }
 }

@@ -57,19 +57,12 @@ impl OptimiserSettings {
         | Self::RmsProp { lr, weight_decay }) = *self;
         let refuse = |what: String| Err(NetworkError::Setting(what));
         if !(lr > 0. && lr.is_finite()) {
-            return refuse(format!(
-                "the learning rate must be above 0 and finite, found {lr}"
-            ));
+            return refuse(format!("the learning rate must be above 0 and finite, found {lr}"));
         }
         if !(weight_decay >= 0. && weight_decay.is_finite()) {
-            return refuse(format!(
-                "weight decay must be 0 or more and finite, found {weight_decay}"
-            ));
+            return refuse(format!("weight decay must be 0 or more and finite, found {weight_decay}"));
         }
-        if let Self::Sgd {
-            momentum, nesterov, ..
-        } = *self
-        {
+        if let Self::Sgd { momentum, nesterov, .. } = *self {
             if !(0. ..1.).contains(&momentum) {
                 return refuse(format!("momentum must lie in [0, 1), found {momentum}"));
             }
@@ -96,11 +89,7 @@ impl Optimiser {
     /// See [`OptimiserSettings::check`].
     pub fn new(settings: OptimiserSettings) -> Result<Self> {
         settings.check()?;
-        Ok(Self {
-            settings,
-            steps: 0,
-            state: BTreeMap::new(),
-        })
+        Ok(Self { settings, steps: 0, state: BTreeMap::new() })
     }
 
     /// Goes on from saved state: what [`Optimiser::steps`] and [`Optimiser::state`] gave.
@@ -158,11 +147,7 @@ impl Optimiser {
         // libtorch would broadcast: one gradient over all the models of a stack, for instance.
         let strange = [("the gradient", &gradient)]
             .into_iter()
-            .chain(
-                self.state
-                    .values()
-                    .map(|tensor| ("the optimiser's state", tensor)),
-            )
+            .chain(self.state.values().map(|tensor| ("the optimiser's state", tensor)))
             .find(|(_, tensor)| tensor.size() != size);
         if let Some((what, tensor)) = strange {
             return Err(NetworkError::Shape {
@@ -179,12 +164,7 @@ impl Optimiser {
             gradient = gradient.f_add_(&theta.f_mul_scalar(weight_decay)?)?;
         }
         match self.settings {
-            OptimiserSettings::Sgd {
-                lr,
-                momentum,
-                nesterov,
-                ..
-            } => {
+            OptimiserSettings::Sgd { lr, momentum, nesterov, .. } => {
                 if momentum != 0. {
                     if let Some(buffer) = self.state.get_mut("momentum_buffer") {
                         let _ = buffer.f_mul_scalar_(momentum)?.f_add_(&gradient)?;
@@ -213,10 +193,8 @@ impl Optimiser {
                         .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - ADAM_BETA2)?)?;
                 }
                 let (mean, square) = (&self.state["exp_avg"], &self.state["exp_avg_sq"]);
-                let denominator = square
-                    .f_sqrt()?
-                    .f_div_scalar_(correction2.sqrt())?
-                    .f_add_scalar_(EPSILON)?;
+                let denominator =
+                    square.f_sqrt()?.f_div_scalar_(correction2.sqrt())?.f_add_scalar_(EPSILON)?;
                 let _ = theta.f_add_(&mean.f_div(&denominator)?.f_mul_scalar_(-lr / correction1)?)?;
             }
             OptimiserSettings::RmsProp { lr, .. } => {

@@ -17,10 +17,7 @@ pub fn forward(x: &Tensor, rectified: bool) -> Result<Tensor> {
     let x = x.f_contiguous()?;
     let [batch, channels, height, width] = size4(&x);
     let y = Tensor::f_empty([batch, channels, height / 2, width / 2], (x.kind(), Device::Cpu))?;
-    let shape = Shape {
-        height: height as usize,
-        width: width as usize,
-    };
+    let shape = Shape { height: height as usize, width: width as usize };
     match x.kind() {
         Kind::Double => forward_planes::<f64>(&x, &y, shape, rectified),
         _ => forward_planes::<f32>(&x, &y, shape, rectified),
@@ -96,11 +93,7 @@ fn forward_plane<T: Number>(x: &[T], y: &mut [T], Shape { width, .. }: Shape, re
         let (upper, lower) = rows.split_at(width);
         for ((y, a), b) in y.iter_mut().zip(upper.chunks_exact(2)).zip(lower.chunks_exact(2)) {
             let largest = larger(larger(a[0], a[1]), larger(b[0], b[1]));
-            *y = if rectified && largest <= zero {
-                zero
-            } else {
-                largest
-            };
+            *y = if rectified && largest <= zero { zero } else { largest };
         }
     }
 }

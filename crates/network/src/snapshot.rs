@@ -3,6 +3,8 @@
 use crate::{Network, NetworkError, Optimiser, OptimiserSettings, Result};
 use ndarray::{Array1, Array2};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use tch::{Device, Kind, Tensor};
 
@@ -20,11 +22,7 @@ pub fn to_ndarray(theta: &Tensor) -> Result<Array1<f64>> {
 /// When θ is not a matrix of floats.
 pub fn to_ndarray_stacked(theta: &Tensor) -> Result<Array2<f64>> {
     let size = theta.size();
-    let refuse = || NetworkError::Shape {
-        what: "θ",
-        found: theta.size(),
-        expected: "[M, P]".into(),
-    };
+    let refuse = || NetworkError::Shape { what: "θ", found: theta.size(), expected: "[M, P]".into() };
     let &[models, count] = size.as_slice() else {
         return Err(refuse());
     };
@@ -37,9 +35,7 @@ pub fn to_ndarray_stacked(theta: &Tensor) -> Result<Array2<f64>> {
 /// # Errors
 /// When the device cannot hold it.
 pub fn from_ndarray(theta: &Array1<f64>, kind: Kind, device: Device) -> Result<Tensor> {
-    Ok(Tensor::f_from_slice(&theta.to_vec())?
-        .f_to_kind(kind)?
-        .f_to_device(device)?)
+    Ok(Tensor::f_from_slice(&theta.to_vec())?.f_to_kind(kind)?.f_to_device(device)?)
 }
 
 /// The bytes of a safetensors file with PyTorch's names and shapes (`conv1.weight` `[6, 1, 5, 5]`, …), so that
@@ -50,13 +46,7 @@ pub fn from_ndarray(theta: &Array1<f64>, kind: Kind, device: Device) -> Result<T
 pub fn to_safetensors(network: &Network, theta: &Tensor) -> Result<Vec<u8>> {
     let mut tensors = BTreeMap::new();
     insert_parameters(network, theta, &mut tensors)?;
-    serialise(
-        &tensors,
-        HashMap::from([
-            ("network".into(), network.name().into()),
-            ("format".into(), "pt".into()),
-        ]),
-    )
+    serialise(&host_bytes(&tensors)?, "format", "pt".into())
 }
 
 /// θ `[P]` on the CPU from the bytes of a safetensors file, in the file's precision (f32 or f64).
@@ -64,17 +54,10 @@ pub fn to_safetensors(network: &Network, theta: &Tensor) -> Result<Vec<u8>> {
 /// # Errors
 /// [`NetworkError::Weights`] when the file is damaged, or a tensor is missing, superfluous or of another shape.
 pub fn from_safetensors(network: &Network, bytes: &[u8]) -> Result<Tensor> {
-    let refuse = |reason: String| NetworkError::Weights {
-        network: network.name().into(),
-        reason,
-    };
+    let refuse = |reason: String| NetworkError::Weights { network: network.name().into(), reason };
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| refuse(format!("not a safetensors file ({error})")))?;
-    let known: Vec<&str> = network
-        .parameters()
-        .iter()
-        .map(|parameter| parameter.name.as_str())
-        .collect();
+    let known: Vec<&str> = network.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
     if let Some(stranger) = file.names().into_iter().find(|name| !known.contains(name)) {
         return Err(refuse(format!(
             "it has no parameter named {stranger:?}; its own are {}",
@@ -113,24 +96,21 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         insert_parameters(network, theta, &mut tensors)?;
         for (name, tensor) in optimiser.state() {
-            tensors.insert(
-                format!("optimiser.{name}"),
-                tensor.f_to_device(Device::Cpu)?.f_contiguous()?,
-            );
+            tensors.insert(format!("optimiser.{name}"), tensor.f_to_device(Device::Cpu)?.f_contiguous()?);
         }
-        let metadata = [
-            ("network", network.name().to_owned()),
-            ("epochs", epochs.to_string()),
-            ("steps", optimiser.steps().to_string()),
-            ("notes", notes.to_owned()),
-        ];
-        serialise(
-            &tensors,
-            metadata
-                .into_iter()
-                .map(|(key, value)| (key.to_owned(), value))
-                .collect(),
-        )
+        let mut header = Header {
+            network: network.name().to_owned(),
+            epochs,
+            steps: optimiser.steps(),
+            notes: notes.to_owned(),
+            sha256: String::new(),
+        };
+        let data = host_bytes(&tensors)?;
+        header.sha256 =
+            header.checksum(data.iter().map(|(name, .., bytes)| (name.as_str(), bytes.as_slice())));
+        let text = serde_json::to_string(&header)
+            .map_err(|error| NetworkError::Setting(format!("a checkpoint's header: {error}")))?;
+        serialise(&data, HEADER, text)
     }
 
     /// Reads what [`Checkpoint::save`] wrote.
@@ -138,23 +118,13 @@ impl Checkpoint {
     /// # Errors
     /// [`NetworkError::Weights`] when the file is damaged or another network's.
     pub fn load(network: &Network, bytes: &[u8]) -> Result<Self> {
-        let refuse = |reason: String| NetworkError::Weights {
-            network: network.name().into(),
-            reason,
-        };
+        let refuse = |reason: String| NetworkError::Weights { network: network.name().into(), reason };
         let damaged = |error| refuse(format!("not a checkpoint ({error})"));
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        let entry = |key: &str| {
-            metadata
-                .get(key)
-                .ok_or_else(|| refuse(format!("the checkpoint has no entry {key:?}")))
-        };
-        let number = |key: &str| {
-            entry(key)?
-                .parse::<u64>()
-                .map_err(|_| refuse(format!("the checkpoint's entry {key:?} is no number")))
-        };
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+        let text = metadata.metadata().as_ref().and_then(|entries| entries.get(HEADER));
+        let text = text.ok_or_else(|| refuse("a file of weights, not a checkpoint".into()))?;
+        let header: Header = serde_json::from_str(text)
+            .map_err(|error| refuse(format!("the checkpoint's header is damaged ({error})")))?;
         let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
         let theta = parameters_of(network, &file)?;
         let mut state = BTreeMap::new();
@@ -167,23 +137,16 @@ impl Checkpoint {
                     )));
                 }
                 state.insert(name.to_owned(), tensor);
-            } else if !network
-                .parameters()
-                .iter()
-                .any(|parameter| parameter.name == name)
-            {
+            } else if !network.parameters().iter().any(|parameter| parameter.name == name) {
                 return Err(refuse(format!("it has no parameter named {name:?}")));
             }
         }
-        let epochs = u32::try_from(number("epochs")?)
-            .map_err(|error| refuse(format!("its count of epochs: {error}")))?;
-        Ok(Self {
-            theta,
-            epochs,
-            notes: entry("notes")?.clone(),
-            steps: number("steps")?,
-            state,
-        })
+        let mut views: Vec<_> = file.iter().collect();
+        views.sort_by_key(|(name, _)| *name);
+        if header.checksum(views.iter().map(|(name, view)| (*name, view.data()))) != header.sha256 {
+            return Err(refuse("the checkpoint's numbers are not those that were saved".into()));
+        }
+        Ok(Self { theta, epochs: header.epochs, notes: header.notes, steps: header.steps, state })
     }
 
     /// The optimiser as it was, on `device`.
@@ -200,12 +163,34 @@ impl Checkpoint {
     }
 }
 
+/// A checkpoint's counts, as one entry of its metadata: safetensors writes several in no fixed order.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    network: String,
+    epochs: u32,
+    steps: u64,
+    notes: String,
+    /// Of the tensors and of everything above.
+    sha256: String,
+}
+
+const HEADER: &str = "flatland";
+
+impl Header {
+    fn checksum<'a>(&self, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+        let mut hash = Sha256::new();
+        for (name, bytes) in tensors {
+            hash.update(name);
+            hash.update(bytes);
+        }
+        let Self { network, epochs, steps, notes, .. } = self;
+        hash.update(format!("{network}\n{epochs}\n{steps}\n{notes}"));
+        format!("{:x}", hash.finalize())
+    }
+}
+
 fn host(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
-    Ok(tensor
-        .f_detach()?
-        .f_to_device(Device::Cpu)?
-        .f_to_kind(kind)?
-        .f_contiguous()?)
+    Ok(tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?)
 }
 
 fn insert_parameters(
@@ -228,21 +213,24 @@ fn insert_parameters(
     Ok(())
 }
 
-fn serialise(tensors: &BTreeMap<String, Tensor>, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
-    let data = tensors
+/// Name, precision, shape and bytes of a tensor.
+type HostTensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+fn host_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<HostTensor>> {
+    tensors
         .iter()
         .map(|(name, tensor)| {
-            let dtype = if tensor.kind() == Kind::Double {
-                Dtype::F64
-            } else {
-                Dtype::F32
-            };
+            let double = tensor.kind() == Kind::Double;
             let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
             tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
             let shape = tensor.size().iter().map(|&n| n as usize).collect();
-            Ok((name.clone(), dtype, shape, bytes))
+            Ok((name.clone(), if double { Dtype::F64 } else { Dtype::F32 }, shape, bytes))
         })
-        .collect::<Result<Vec<(String, Dtype, Vec<usize>, Vec<u8>)>>>()?;
+        .collect()
+}
+
+/// A safetensors file with one entry of metadata.
+fn serialise(data: &[HostTensor], key: &str, value: String) -> Result<Vec<u8>> {
     let failed = |error| NetworkError::Setting(format!("safetensors: {error}"));
     let views = data
         .iter()
@@ -251,20 +239,15 @@ fn serialise(tensors: &BTreeMap<String, Tensor>, metadata: HashMap<String, Strin
         })
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
-    safetensors::serialize(views, Some(metadata)).map_err(failed)
+    safetensors::serialize(views, Some(HashMap::from([(key.to_owned(), value)]))).map_err(failed)
 }
 
 fn parameters_of(network: &Network, file: &SafeTensors) -> Result<Tensor> {
-    let refuse = |reason: String| NetworkError::Weights {
-        network: network.name().into(),
-        reason,
-    };
+    let refuse = |reason: String| NetworkError::Weights { network: network.name().into(), reason };
     let mut parts = Vec::new();
     for parameter in network.parameters() {
         let name = &parameter.name;
-        let view = file
-            .tensor(name)
-            .map_err(|_| refuse(format!("the file has no tensor named {name:?}")))?;
+        let view = file.tensor(name).map_err(|_| refuse(format!("the file has no tensor named {name:?}")))?;
         let found: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
         if found != parameter.shape {
             return Err(refuse(format!(

@@ -67,10 +67,7 @@ impl Training<'_> {
         while start < count {
             let length = self.batch.min(count - start);
             let (x, targets) = match &order {
-                None => (
-                    self.examples.inputs.shallow_clone(),
-                    self.examples.targets.shallow_clone(),
-                ),
+                None => (self.examples.inputs.shallow_clone(), self.examples.targets.shallow_clone()),
                 Some(order) => {
                     let chosen = order.f_narrow(0, start, length)?;
                     (
@@ -92,11 +89,7 @@ impl Training<'_> {
         let count = count as f64;
         Ok(Epoch {
             loss: total.f_double_value(&[])? / count,
-            accuracy: if classifies {
-                Some(hits.f_int64_value(&[])? as f64 / count)
-            } else {
-                None
-            },
+            accuracy: if classifies { Some(hits.f_int64_value(&[])? as f64 / count) } else { None },
         })
     }
 

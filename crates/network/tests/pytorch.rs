@@ -32,17 +32,13 @@ fn theta(network: &Network, kind: Kind) -> Tensor {
     for parameter in network.parameters() {
         let bound = (parameter.fan_in as f64).sqrt();
         let start = parameter.offset as usize;
-        theta[start..start + parameter.count() as usize]
-            .iter_mut()
-            .for_each(|entry| *entry /= bound);
+        theta[start..start + parameter.count() as usize].iter_mut().for_each(|entry| *entry /= bound);
     }
     Tensor::from_slice(&theta).to_kind(kind)
 }
 
 fn inputs(shape: &[i64], kind: Kind) -> Tensor {
-    Tensor::from_slice(&uniform(2, shape.iter().product()))
-        .view(shape)
-        .to_kind(kind)
+    Tensor::from_slice(&uniform(2, shape.iter().product())).view(shape).to_kind(kind)
 }
 
 fn labels(count: i64, classes: i64) -> Tensor {
@@ -52,11 +48,7 @@ fn labels(count: i64, classes: i64) -> Tensor {
 fn stored(bytes: &[u8], name: &str) -> Tensor {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let view = file.tensor(name).unwrap();
-    let kind = if view.dtype() == Dtype::F64 {
-        Kind::Double
-    } else {
-        Kind::Float
-    };
+    let kind = if view.dtype() == Dtype::F64 { Kind::Double } else { Kind::Float };
     let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
     Tensor::from_data_size(view.data(), &shape, kind)
 }
@@ -77,11 +69,7 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
 fn padded() -> Network {
     let mut layers = Vec::new();
     for channels in [6, 32, 32] {
-        let convolution = Layer::Convolution {
-            channels,
-            kernel: 5,
-            padding: 2,
-        };
+        let convolution = Layer::Convolution { channels, kernel: 5, padding: 2 };
         layers.extend([convolution, Layer::Relu, Layer::MaxPool { size: 2 }]);
     }
     layers.push(Layer::Dense { width: 10 });
@@ -96,11 +84,8 @@ fn check_gradient(case: &str, network: &Network, batch: i64, targets: &Tensor, l
     for kind in [Kind::Double, Kind::Float] {
         let theta = theta(network, kind);
         let x = inputs(&[&[batch], network.input()].concat(), kind);
-        let targets = if targets.kind() == Kind::Int64 {
-            targets.shallow_clone()
-        } else {
-            targets.to_kind(kind)
-        };
+        let targets =
+            if targets.kind() == Kind::Int64 { targets.shallow_clone() } else { targets.to_kind(kind) };
         assert_close(&network.forward(&theta, &x).unwrap(), &expected("outputs"), case);
         assert_close(&network.predict(&theta, &x).unwrap(), &expected("outputs"), case);
         let found = loss_and_gradient(network, &theta, &x, &targets, loss).unwrap();
@@ -108,11 +93,7 @@ fn check_gradient(case: &str, network: &Network, batch: i64, targets: &Tensor, l
         assert_close(&found.gradient, &expected("gradient"), case);
         let leaf = theta.set_requires_grad(true);
         let mean = loss.mean(&network.forward(&leaf, &x).unwrap(), &targets).unwrap();
-        assert_close(
-            &Tensor::run_backward(&[mean], &[leaf], false, false)[0],
-            &expected("gradient"),
-            case,
-        );
+        assert_close(&Tensor::run_backward(&[mean], &[leaf], false, false)[0], &expected("gradient"), case);
     }
 }
 
@@ -156,34 +137,10 @@ fn optimisers_take_the_same_20_steps() {
         ("momentum", sgd(0.05, 0.9, false, 0.)),
         ("nesterov", sgd(0.05, 0.9, true, 0.)),
         ("nesterov-decay", sgd(0.05, 0.9, true, 0.01)),
-        (
-            "adam",
-            OptimiserSettings::Adam {
-                lr: 0.01,
-                weight_decay: 0.,
-            },
-        ),
-        (
-            "adam-decay",
-            OptimiserSettings::Adam {
-                lr: 0.01,
-                weight_decay: 0.01,
-            },
-        ),
-        (
-            "rmsprop",
-            OptimiserSettings::RmsProp {
-                lr: 0.001,
-                weight_decay: 0.,
-            },
-        ),
-        (
-            "rmsprop-decay",
-            OptimiserSettings::RmsProp {
-                lr: 0.001,
-                weight_decay: 0.01,
-            },
-        ),
+        ("adam", OptimiserSettings::Adam { lr: 0.01, weight_decay: 0. }),
+        ("adam-decay", OptimiserSettings::Adam { lr: 0.01, weight_decay: 0.01 }),
+        ("rmsprop", OptimiserSettings::RmsProp { lr: 0.001, weight_decay: 0. }),
+        ("rmsprop-decay", OptimiserSettings::RmsProp { lr: 0.001, weight_decay: 0.01 }),
     ];
     let network = Network::dense(&[4, 6, 3], &Layer::LeakyRelu).unwrap();
     let targets = labels(8, 3);
@@ -209,16 +166,11 @@ fn a_file_of_pytorch_loads_and_comes_back_the_same() {
     let network = Network::lenet();
     let theta = snapshot::from_safetensors(&network, LENET).unwrap();
     assert_eq!((theta.size(), theta.kind()), (vec![61_706], Kind::Float));
-    let outputs = network
-        .predict(&theta, &inputs(&[4, 1, 32, 32], Kind::Float))
-        .unwrap();
+    let outputs = network.predict(&theta, &inputs(&[4, 1, 32, 32], Kind::Float)).unwrap();
     assert_close(&outputs, &stored(LENET_OUTPUTS, "outputs"), "outputs");
 
     let ours = snapshot::to_safetensors(&network, &theta).unwrap();
-    let (theirs, ours) = (
-        SafeTensors::deserialize(LENET).unwrap(),
-        SafeTensors::deserialize(&ours).unwrap(),
-    );
+    let (theirs, ours) = (SafeTensors::deserialize(LENET).unwrap(), SafeTensors::deserialize(&ours).unwrap());
     assert_eq!(theirs.len(), ours.len());
     for (name, view) in theirs.iter() {
         assert_eq!(view, ours.tensor(name).unwrap(), "{name}");
@@ -237,28 +189,17 @@ fn pytorch_loads_a_file_of_ours() {
     for kind in [Kind::Float, Kind::Double] {
         let (theta, x) = (theta(&network, kind), inputs(&[4, 1, 32, 32], kind));
         let outputs = network.predict(&theta, &x).unwrap();
-        let dtype = if kind == Kind::Double {
-            Dtype::F64
-        } else {
-            Dtype::F32
-        };
+        let dtype = if kind == Kind::Double { Dtype::F64 } else { Dtype::F32 };
         let bytes = [("inputs", &x), ("outputs", &outputs)].map(|(name, tensor)| {
             let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
             tensor.copy_data_u8(&mut bytes, tensor.numel());
-            (
-                name,
-                tensor.size().iter().map(|&n| n as usize).collect::<Vec<_>>(),
-                bytes,
-            )
+            (name, tensor.size().iter().map(|&n| n as usize).collect::<Vec<_>>(), bytes)
         });
         let views = bytes
             .iter()
             .map(|(name, shape, bytes)| (*name, TensorView::new(dtype, shape.clone(), bytes).unwrap()));
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let (weights, expected) = (
-            folder.join("weights.safetensors"),
-            folder.join("expected.safetensors"),
-        );
+        let (weights, expected) = (folder.join("weights.safetensors"), folder.join("expected.safetensors"));
         std::fs::write(&weights, snapshot::to_safetensors(&network, &theta).unwrap()).unwrap();
         std::fs::write(&expected, safetensors::serialize(views, None).unwrap()).unwrap();
         let output = Command::new(&python)
@@ -283,38 +224,21 @@ fn a_file_of_another_network_is_refused_by_name() {
     // Strange names, then a missing one, then another shape.
     assert!(message(&Network::dense(&[400, 120, 84, 10], &Layer::Relu).unwrap()).contains("\"conv"));
     let mut layers = vec![
-        Layer::Convolution {
-            channels: 6,
-            kernel: 5,
-            padding: 0,
-        },
+        Layer::Convolution { channels: 6, kernel: 5, padding: 0 },
         Layer::MaxPool { size: 2 },
-        Layer::Convolution {
-            channels: 16,
-            kernel: 5,
-            padding: 0,
-        },
+        Layer::Convolution { channels: 16, kernel: 5, padding: 0 },
         Layer::MaxPool { size: 2 },
         Layer::Dense { width: 120 },
         Layer::Dense { width: 84 },
         Layer::Dense { width: 10 },
     ];
-    let deeper = Network::new(
-        "deeper",
-        &[1, 32, 32],
-        &[layers.as_slice(), &[Layer::Dense { width: 10 }]].concat(),
-    );
+    let deeper =
+        Network::new("deeper", &[1, 32, 32], &[layers.as_slice(), &[Layer::Dense { width: 10 }]].concat());
     assert!(message(&deeper.unwrap()).contains("no tensor named \"fc4.weight\""));
     layers[5] = Layer::Dense { width: 83 };
     let found = message(&Network::new("narrower", &[1, 32, 32], &layers).unwrap());
-    assert!(
-        found.contains("fc2.weight has shape [84, 120] in the file, expected [83, 120]"),
-        "{found}"
-    );
+    assert!(found.contains("fc2.weight has shape [84, 120] in the file, expected [83, 120]"), "{found}");
     let theta = theta(&Network::lenet(), Kind::Float);
     let other = Network::dense(&[784, 60, 10], &Layer::Relu).unwrap();
-    assert!(matches!(
-        snapshot::to_safetensors(&other, &theta),
-        Err(NetworkError::Shape { .. })
-    ));
+    assert!(matches!(snapshot::to_safetensors(&other, &theta), Err(NetworkError::Shape { .. })));
 }

@@ -13,44 +13,21 @@ const BATCH: i64 = 3;
 
 fn networks() -> Vec<(Network, Loss)> {
     let small = [
-        Layer::Convolution {
-            channels: 4,
-            kernel: 3,
-            padding: 1,
-        },
+        Layer::Convolution { channels: 4, kernel: 3, padding: 1 },
         Layer::Relu,
         Layer::MaxPool { size: 2 },
-        Layer::Convolution {
-            channels: 5,
-            kernel: 3,
-            padding: 0,
-        },
+        Layer::Convolution { channels: 5, kernel: 3, padding: 0 },
         Layer::LeakyRelu,
         Layer::MaxPool { size: 2 },
         Layer::Dense { width: 3 },
     ];
     let first_pooled = [Layer::MaxPool { size: 2 }, Layer::Dense { width: 3 }];
     vec![
-        (
-            Network::dense(&[1, 4, 9, 10, 4, 1], &Layer::LeakyRelu).unwrap(),
-            Loss::MeanSquaredError,
-        ),
-        (
-            Network::dense(&[7, 5, 3], &Layer::Relu).unwrap(),
-            Loss::CrossEntropy,
-        ),
-        (
-            Network::new("small", &[2, 9, 11], &small).unwrap(),
-            Loss::CrossEntropy,
-        ),
-        (
-            Network::new("small", &[2, 9, 11], &small).unwrap(),
-            Loss::MeanSquaredError,
-        ),
-        (
-            Network::new("pooled", &[2, 5, 4], &first_pooled).unwrap(),
-            Loss::CrossEntropy,
-        ),
+        (Network::dense(&[1, 4, 9, 10, 4, 1], &Layer::LeakyRelu).unwrap(), Loss::MeanSquaredError),
+        (Network::dense(&[7, 5, 3], &Layer::Relu).unwrap(), Loss::CrossEntropy),
+        (Network::new("small", &[2, 9, 11], &small).unwrap(), Loss::CrossEntropy),
+        (Network::new("small", &[2, 9, 11], &small).unwrap(), Loss::MeanSquaredError),
+        (Network::new("pooled", &[2, 5, 4], &first_pooled).unwrap(), Loss::CrossEntropy),
         (Network::lenet(), Loss::CrossEntropy),
     ]
 }
@@ -58,10 +35,7 @@ fn networks() -> Vec<(Network, Loss)> {
 /// Numbers that look irregular, the same in every run.
 fn numbers(shape: &[i64], kind: Kind) -> Tensor {
     let index = Tensor::arange(shape.iter().product::<i64>(), (Kind::Double, Device::Cpu));
-    ((&index * &index) * 0.7 + index * 1.3)
-        .sin()
-        .view(shape)
-        .to_kind(kind)
+    ((&index * &index) * 0.7 + index * 1.3).sin().view(shape).to_kind(kind)
 }
 
 fn targets(network: &Network, loss: Loss, stack: &[i64], kind: Kind) -> Tensor {
@@ -79,10 +53,7 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
     let tolerance = if found.kind() == Kind::Double { 1e-12 } else { 1e-5 };
     let norm = expected.norm().double_value(&[]).max(1e-3);
     let error = (found - expected).norm().double_value(&[]) / norm;
-    assert!(
-        error < tolerance,
-        "{what}: relative error {error:.1e}, allowed {tolerance:.0e}"
-    );
+    assert!(error < tolerance, "{what}: relative error {error:.1e}, allowed {tolerance:.0e}");
 }
 
 /// Calls `check` with θ, x and targets, for inputs and targets shared or of each model's own.
@@ -96,28 +67,16 @@ fn each_case(check: impl Fn(&Network, Loss, &Tensor, [(&Tensor, bool); 2], &str)
                 let stack = |own| if own { vec![MODELS, BATCH] } else { vec![BATCH] };
                 let x = numbers(&[&stack(own_x), network.input()].concat(), kind);
                 let targets = targets(&network, loss, &stack(own_targets), kind);
-                let what = format!(
-                    "{} {loss:?} {kind:?}, own x {own_x}, own targets {own_targets}",
-                    network.name()
-                );
-                check(
-                    &network,
-                    loss,
-                    &theta,
-                    [(&x, own_x), (&targets, own_targets)],
-                    &what,
-                );
+                let what =
+                    format!("{} {loss:?} {kind:?}, own x {own_x}, own targets {own_targets}", network.name());
+                check(&network, loss, &theta, [(&x, own_x), (&targets, own_targets)], &what);
             }
         }
     }
 }
 
 fn pick((tensor, own): (&Tensor, bool), model: i64) -> Tensor {
-    if own {
-        tensor.get(model)
-    } else {
-        tensor.shallow_clone()
-    }
+    if own { tensor.get(model) } else { tensor.shallow_clone() }
 }
 
 #[test]
@@ -140,22 +99,13 @@ fn losses_hits_and_gradients() {
         let together = loss_and_gradient(network, theta, x.0, targets.0, loss).unwrap();
         assert_eq!(together.loss.size(), [MODELS], "{what}");
         for model in 0..MODELS {
-            let alone = loss_and_gradient(
-                network,
-                &theta.get(model),
-                &pick(x, model),
-                &pick(targets, model),
-                loss,
-            )
-            .unwrap();
+            let alone =
+                loss_and_gradient(network, &theta.get(model), &pick(x, model), &pick(targets, model), loss)
+                    .unwrap();
             assert_close(&together.loss.get(model), &alone.loss, what);
             assert_close(&together.gradient.get(model), &alone.gradient, what);
             let hits = |correct: Option<Tensor>| correct.map(|correct| correct.int64_value(&[]));
-            assert_eq!(
-                hits(together.correct.as_ref().map(|c| c.get(model))),
-                hits(alone.correct),
-                "{what}"
-            );
+            assert_eq!(hits(together.correct.as_ref().map(|c| c.get(model))), hits(alone.correct), "{what}");
         }
     });
 }
@@ -166,9 +116,7 @@ fn a_large_batch_equals_autograd_on_the_whole() {
     tch::set_num_threads(1);
     for kind in [Kind::Double, Kind::Float] {
         for (network, loss) in networks() {
-            let theta = initialise_stacked(&network, &[(5, 0)], kind, Device::Cpu)
-                .unwrap()
-                .get(0);
+            let theta = initialise_stacked(&network, &[(5, 0)], kind, Device::Cpu).unwrap().get(0);
             for batch in [1, 99, 101, 149, 150, 257] {
                 let x = numbers(&[&[batch], network.input()].concat(), kind);
                 let targets = targets(&network, loss, &[batch], kind);
@@ -194,20 +142,9 @@ fn a_large_batch_equals_autograd_on_the_whole() {
 #[test]
 fn training() {
     let settings = [
-        OptimiserSettings::Sgd {
-            lr: 0.05,
-            momentum: 0.9,
-            nesterov: true,
-            weight_decay: 0.01,
-        },
-        OptimiserSettings::Adam {
-            lr: 0.001,
-            weight_decay: 0.01,
-        },
-        OptimiserSettings::RmsProp {
-            lr: 0.0001,
-            weight_decay: 0.,
-        },
+        OptimiserSettings::Sgd { lr: 0.05, momentum: 0.9, nesterov: true, weight_decay: 0.01 },
+        OptimiserSettings::Adam { lr: 0.001, weight_decay: 0.01 },
+        OptimiserSettings::RmsProp { lr: 0.0001, weight_decay: 0. },
     ];
     each_case(|network, loss, theta, [x, targets], what| {
         if theta.kind() != Kind::Double {
@@ -239,26 +176,10 @@ fn an_optimiser_keeps_rows_apart_bit_for_bit() {
     let rows = [numbers(&[40], Kind::Float), numbers(&[40], Kind::Float).cos()];
     let gradient = |theta: &Tensor, step: i64| (theta * 3. + step).sin();
     for settings in [
-        OptimiserSettings::Sgd {
-            lr: 0.05,
-            momentum: 0.,
-            nesterov: false,
-            weight_decay: 0.,
-        },
-        OptimiserSettings::Sgd {
-            lr: 0.05,
-            momentum: 0.9,
-            nesterov: false,
-            weight_decay: 0.01,
-        },
-        OptimiserSettings::Adam {
-            lr: 0.01,
-            weight_decay: 0.01,
-        },
-        OptimiserSettings::RmsProp {
-            lr: 0.01,
-            weight_decay: 0.01,
-        },
+        OptimiserSettings::Sgd { lr: 0.05, momentum: 0., nesterov: false, weight_decay: 0. },
+        OptimiserSettings::Sgd { lr: 0.05, momentum: 0.9, nesterov: false, weight_decay: 0.01 },
+        OptimiserSettings::Adam { lr: 0.01, weight_decay: 0.01 },
+        OptimiserSettings::RmsProp { lr: 0.01, weight_decay: 0.01 },
     ] {
         let run = |mut theta: Tensor| {
             let mut optimiser = Optimiser::new(settings).unwrap();
@@ -282,14 +203,9 @@ fn what_does_not_fit_is_refused_and_not_broadcast() {
     let network = Network::dense(&[2, 3], &Layer::Relu).unwrap();
     let theta = numbers(&[MODELS, network.count()], Kind::Float);
     for x in [&[4, 3][..], &[4], &[2, 4, 2], &[1, 3, 4, 2]] {
-        assert!(
-            shape_error(network.forward(&theta, &numbers(x, Kind::Float))),
-            "{x:?}"
-        );
+        assert!(shape_error(network.forward(&theta, &numbers(x, Kind::Float))), "{x:?}");
     }
-    assert!(shape_error(
-        network.forward(&numbers(&[8], Kind::Float), &numbers(&[4, 2], Kind::Float))
-    ));
+    assert!(shape_error(network.forward(&numbers(&[8], Kind::Float), &numbers(&[4, 2], Kind::Float))));
     let outputs = network.forward(&theta, &numbers(&[4, 2], Kind::Float)).unwrap();
     for targets in [&[3][..], &[4], &[1, 3], &[4, 1], &[1, 4, 3], &[MODELS, 4, 1]] {
         assert!(
@@ -299,21 +215,10 @@ fn what_does_not_fit_is_refused_and_not_broadcast() {
     }
     for targets in [&[1][..], &[3], &[4, 1], &[1, 4]] {
         let targets = Tensor::zeros(targets, (Kind::Int64, Device::Cpu));
-        assert!(
-            shape_error(Loss::CrossEntropy.mean(&outputs, &targets)),
-            "{targets:?}"
-        );
+        assert!(shape_error(Loss::CrossEntropy.mean(&outputs, &targets)), "{targets:?}");
     }
-    let settings = OptimiserSettings::Sgd {
-        lr: 0.1,
-        momentum: 0.9,
-        nesterov: false,
-        weight_decay: 0.1,
-    };
+    let settings = OptimiserSettings::Sgd { lr: 0.1, momentum: 0.9, nesterov: false, weight_decay: 0.1 };
     let (mut optimiser, mut moved) = (Optimiser::new(settings).unwrap(), theta.copy());
-    assert!(matches!(
-        optimiser.step(&mut moved, theta.get(0)),
-        Err(NetworkError::Shape { .. })
-    ));
+    assert!(matches!(optimiser.step(&mut moved, theta.get(0)), Err(NetworkError::Shape { .. })));
     assert_eq!((moved, optimiser.steps()), (theta, 0));
 }

@@ -14,11 +14,7 @@ const STREAM: (u64, u32) = (11, 2);
 
 fn small() -> Network {
     let layers = [
-        Layer::Convolution {
-            channels: 3,
-            kernel: 3,
-            padding: 1,
-        },
+        Layer::Convolution { channels: 3, kernel: 3, padding: 1 },
         Layer::Relu,
         Layer::MaxPool { size: 2 },
         Layer::Dense { width: 4 },
@@ -29,14 +25,8 @@ fn small() -> Network {
 fn examples(network: &Network, count: i64) -> Examples {
     let shape = [&[count], network.input()].concat();
     let index = Tensor::arange(shape.iter().product::<i64>(), (Kind::Double, Device::Cpu));
-    let inputs = ((&index * &index) * 0.7 + &index * 1.3)
-        .sin()
-        .to_kind(Kind::Float)
-        .view(shape.as_slice());
-    let labels = inputs
-        .flatten(1, -1)
-        .narrow(1, 0, network.outputs())
-        .argmax(-1, false);
+    let inputs = ((&index * &index) * 0.7 + &index * 1.3).sin().to_kind(Kind::Float).view(shape.as_slice());
+    let labels = inputs.flatten(1, -1).narrow(1, 0, network.outputs()).argmax(-1, false);
     Examples::new(inputs, labels).unwrap()
 }
 
@@ -51,14 +41,8 @@ fn optimisers() -> [OptimiserSettings; 5] {
         sgd(0., false, 0.),
         sgd(0.9, false, 0.01),
         sgd(0.9, true, 0.),
-        OptimiserSettings::Adam {
-            lr: 0.01,
-            weight_decay: 0.01,
-        },
-        OptimiserSettings::RmsProp {
-            lr: 0.001,
-            weight_decay: 0.,
-        },
+        OptimiserSettings::Adam { lr: 0.01, weight_decay: 0.01 },
+        OptimiserSettings::RmsProp { lr: 0.001, weight_decay: 0. },
     ]
 }
 
@@ -81,24 +65,14 @@ fn training<'a>(
 }
 
 fn checkpoint(training: &Training, notes: &str) -> Vec<u8> {
-    Checkpoint::save(
-        training.network,
-        &training.theta,
-        &training.optimiser,
-        training.epochs,
-        notes,
-    )
-    .unwrap()
+    Checkpoint::save(training.network, &training.theta, &training.optimiser, training.epochs, notes).unwrap()
 }
 
 /// The same tensors bit by bit and the same counts, in whatever order the file has its metadata.
 fn assert_same(one: &[u8], other: &[u8], what: &str) {
     let header = |bytes| SafeTensors::read_metadata(bytes).unwrap().1.metadata().clone();
     assert_eq!(header(one), header(other), "{what}");
-    let (one, other) = (
-        SafeTensors::deserialize(one).unwrap(),
-        SafeTensors::deserialize(other).unwrap(),
-    );
+    let (one, other) = (SafeTensors::deserialize(one).unwrap(), SafeTensors::deserialize(other).unwrap());
     assert_eq!(one.len(), other.len());
     for (name, view) in one.iter() {
         assert_eq!(view, other.tensor(name).unwrap(), "{what}: {name}");
@@ -126,11 +100,7 @@ fn a_resumed_run_equals_an_undisturbed_one_bit_for_bit() {
             for _ in 0..3 {
                 assert_eq!(whole.epoch().unwrap(), second.epoch().unwrap());
             }
-            assert_same(
-                &checkpoint(&whole, ""),
-                &checkpoint(&second, ""),
-                &format!("{settings:?}"),
-            );
+            assert_same(&checkpoint(&whole, ""), &checkpoint(&second, ""), &format!("{settings:?}"));
         }
     }
 }
@@ -166,11 +136,7 @@ fn an_optimiser_refuses_the_state_of_another() {
         let loaded = Checkpoint::load(&network, &checkpoint(&training, "")).unwrap();
         for asked in optimisers() {
             let found = loaded.optimiser(asked, Device::Cpu);
-            assert_eq!(
-                found.is_ok(),
-                kind(&saved) == kind(&asked),
-                "{saved:?} as {asked:?}"
-            );
+            assert_eq!(found.is_ok(), kind(&saved) == kind(&asked), "{saved:?} as {asked:?}");
         }
     }
 }
@@ -184,18 +150,11 @@ fn a_batch_of_none_or_more_than_all_is_refused() {
         assert!(Training::check_batch(batch, 20).is_err());
         let mut training = training(&network, &examples, optimisers()[1], batch);
         let before = training.theta.copy();
-        assert!(
-            matches!(training.epoch(), Err(NetworkError::Setting(_))),
-            "{batch}"
-        );
+        assert!(matches!(training.epoch(), Err(NetworkError::Setting(_))), "{batch}");
         assert_eq!((training.theta, training.epochs), (before, 0));
     }
     for batch in [1, 19, 20] {
-        assert!(
-            training(&network, &examples, optimisers()[0], batch)
-                .epoch()
-                .is_ok()
-        );
+        assert!(training(&network, &examples, optimisers()[0], batch).epoch().is_ok());
     }
 }
 
@@ -205,20 +164,12 @@ fn the_last_incomplete_batch_counts() {
     tch::set_num_threads(1);
     let network = small();
     let examples = examples(&network, 23);
-    let still = OptimiserSettings::Sgd {
-        lr: 1e-300,
-        momentum: 0.,
-        nesterov: false,
-        weight_decay: 0.,
-    };
+    let still = OptimiserSettings::Sgd { lr: 1e-300, momentum: 0., nesterov: false, weight_decay: 0. };
     for batch in [1, 5, 22, 23] {
         let mut training = training(&network, &examples, still, batch);
         let expected = evaluate(&network, &training.theta, &examples, Loss::CrossEntropy).unwrap();
         let found = training.epoch().unwrap();
-        assert!(
-            (found.loss - expected.loss).abs() < 1e-6,
-            "{batch}: {found:?} {expected:?}"
-        );
+        assert!((found.loss - expected.loss).abs() < 1e-6, "{batch}: {found:?} {expected:?}");
         assert_eq!(found.accuracy, expected.accuracy);
         assert_eq!(training.optimiser.steps(), 23u64.div_ceil(batch as u64));
     }
@@ -233,12 +184,7 @@ fn an_epoch_goes_through_every_example_in_an_order_of_its_own() {
     let inputs = Tensor::eye(30, (Kind::Float, Device::Cpu));
     let targets = Tensor::arange(30, (Kind::Int64, Device::Cpu)).remainder(4);
     let examples = Examples::new(inputs, targets).unwrap();
-    let settings = OptimiserSettings::Sgd {
-        lr: 0.1,
-        momentum: 0.,
-        nesterov: false,
-        weight_decay: 0.,
-    };
+    let settings = OptimiserSettings::Sgd { lr: 0.1, momentum: 0., nesterov: false, weight_decay: 0. };
     let run = |stream, epochs| {
         let mut training = training(&network, &examples, settings, 4);
         (training.stream, training.epochs) = (stream, epochs);
@@ -248,11 +194,7 @@ fn an_epoch_goes_through_every_example_in_an_order_of_its_own() {
     };
     let theta = run(STREAM, 0);
     assert_eq!(theta, run(STREAM, 0));
-    let touched = theta
-        .narrow(0, 0, 120)
-        .view([4, 30])
-        .abs()
-        .sum_dim_intlist(0, false, Kind::Float);
+    let touched = theta.narrow(0, 0, 120).view([4, 30]).abs().sum_dim_intlist(0, false, Kind::Float);
     assert!(touched.min().double_value(&[]) > 0.);
     for other in [run(STREAM, 1), run((STREAM.0, 3), 0), run((12, STREAM.1), 0)] {
         assert_ne!(theta, other);
@@ -264,26 +206,19 @@ fn evaluation_is_the_plain_mean_across_chunks() {
     tch::set_num_threads(1);
     // Chunks are of 4 MiB of the widest layer: 1024 f32 numbers in the 32x32 input, 6 x 28 x 28 after LeNet's first.
     let wide = Network::dense(&[1024, 3], &Layer::Relu).unwrap();
-    for (network, counts) in [
-        (wide, vec![1, 1023, 1024, 1025, 2049]),
-        (Network::lenet(), vec![1, 222, 223, 500]),
-    ] {
+    for (network, counts) in
+        [(wide, vec![1, 1023, 1024, 1025, 2049]), (Network::lenet(), vec![1, 222, 223, 500])]
+    {
         let theta = initialise(&network, 1, 0, Kind::Float, Device::Cpu).unwrap();
         for count in counts {
             let examples = examples(&network, count);
             let found = evaluate(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
-            let outputs = network
-                .forward(&theta, &examples.inputs)
-                .unwrap()
-                .to_kind(Kind::Double);
+            let outputs = network.forward(&theta, &examples.inputs).unwrap().to_kind(Kind::Double);
             let log_probabilities = outputs.log_softmax(-1, Kind::Double);
             let chosen = log_probabilities.gather(1, &examples.targets.unsqueeze(1), false);
             let loss = -chosen.mean(Kind::Double).double_value(&[]);
-            let hits = outputs
-                .argmax(1, false)
-                .eq_tensor(&examples.targets)
-                .sum(Kind::Int64)
-                .int64_value(&[]);
+            let hits =
+                outputs.argmax(1, false).eq_tensor(&examples.targets).sum(Kind::Int64).int64_value(&[]);
             assert!(
                 (found.loss - loss).abs() < 1e-6 * loss.abs(),
                 "{} {count}: {found:?} {loss}",
@@ -341,12 +276,7 @@ fn a_checkpoint_of_another_network_is_refused() {
     }
     // Weights alone are no checkpoint.
     let weights = snapshot::to_safetensors(&network, &theta).unwrap();
-    assert!(
-        Checkpoint::load(&network, &weights)
-            .unwrap_err()
-            .to_string()
-            .contains("no entry")
-    );
+    assert!(Checkpoint::load(&network, &weights).unwrap_err().to_string().contains("no entry"));
 }
 
 /// A checkpoint with everything in it: Adam's state, notes.
@@ -382,13 +312,8 @@ fn read(bytes: &[u8]) -> bool {
 #[test]
 fn garbage_is_an_error_that_says_so() {
     tch::set_num_threads(1);
-    for bytes in [
-        &[][..],
-        &[0xFF; 4096],
-        &[0; 4096],
-        b"PK\x03\x04 a zip file of torch.save",
-        "{}".as_bytes(),
-    ] {
+    for bytes in [&[][..], &[0xFF; 4096], &[0; 4096], b"PK\x03\x04 a zip file of torch.save", "{}".as_bytes()]
+    {
         let error = Checkpoint::load(&small(), bytes).unwrap_err();
         assert!(matches!(error, NetworkError::Weights { .. }), "{error}");
         assert!(error.to_string().contains("not a checkpoint"), "{error}");

@@ -30,11 +30,7 @@ fn interpolation() -> Figure {
         let loss = |factor: f64| {
             let value = move |a: f64| {
                 let far = (a - 0.5).abs();
-                if far > 1.47 {
-                    f64::NAN
-                } else {
-                    factor * 1e-3 * (width * far * far).exp()
-                }
+                if far > 1.47 { f64::NAN } else { factor * 1e-3 * (width * far * far).exp() }
             };
             let mut points: Vec<_> = alphas().map(|a| (a, value(a))).collect();
             points[0].1 = f64::INFINITY;
@@ -43,36 +39,21 @@ fn interpolation() -> Figure {
         };
         let accuracy =
             |drop: f64| alphas().map(move |a| (a, 10.0 + 88.0 * (-drop * (a - 0.5).powi(4)).exp()));
-        let band = |drop| {
-            accuracy(drop)
-                .map(|(a, v)| (a, v - 4.0, (v + 4.0).min(100.0)))
-                .collect()
-        };
-        let loss_band = loss(3.0)
-            .into_iter()
-            .map(|(a, v)| (a, v / 2.0, v * 2.0))
-            .collect();
-        Panel::new(
-            title,
-            Axis::linear("α in (1 − α) θ₁ + α θ₂"),
-            Axis::log10("loss (nats)"),
-        )
-        .with_right_axis(Axis::linear("accuracy (%)").with_range(0.0, 100.0))
-        .with(Series::line("train loss", Colour::Blue, loss(1.0)))
-        .with(
-            Series::line("test loss", Colour::Blue, loss(3.0))
-                .dashed()
-                .with_band(loss_band),
-        )
-        .with(Series::line("train accuracy", Colour::Vermillion, accuracy(0.3).collect()).on_right_axis())
-        .with(
-            Series::line("test accuracy", Colour::Vermillion, accuracy(0.5).collect())
-                .dashed()
-                .on_right_axis()
-                .with_band(band(0.5)),
-        )
-        .with_mark(0.0, "θ₁: SGD, batch 64")
-        .with_mark(1.0, second)
+        let band = |drop| accuracy(drop).map(|(a, v)| (a, v - 4.0, (v + 4.0).min(100.0))).collect();
+        let loss_band = loss(3.0).into_iter().map(|(a, v)| (a, v / 2.0, v * 2.0)).collect();
+        Panel::new(title, Axis::linear("α in (1 − α) θ₁ + α θ₂"), Axis::log10("loss (nats)"))
+            .with_right_axis(Axis::linear("accuracy (%)").with_range(0.0, 100.0))
+            .with(Series::line("train loss", Colour::Blue, loss(1.0)))
+            .with(Series::line("test loss", Colour::Blue, loss(3.0)).dashed().with_band(loss_band))
+            .with(Series::line("train accuracy", Colour::Vermillion, accuracy(0.3).collect()).on_right_axis())
+            .with(
+                Series::line("test accuracy", Colour::Vermillion, accuracy(0.5).collect())
+                    .dashed()
+                    .on_right_axis()
+                    .with_band(band(0.5)),
+            )
+            .with_mark(0.0, "θ₁: SGD, batch 64")
+            .with_mark(1.0, second)
     };
     let panels = vec![
         panel("Batch size 64 → 1024", "θ₂: SGD, batch 1024", 9.0),
@@ -83,15 +64,9 @@ fn interpolation() -> Figure {
 
 /// Training curves with bands, one of them beyond the range.
 fn curves() -> Figure {
-    let mut panel = Panel::new(
-        "",
-        Axis::linear("epoch"),
-        Axis::log10("training loss (nats)").with_range(1e-2, 10.0),
-    );
-    for (index, name) in ["SGD", "SGD, momentum 0.9", "Adam", "full batch"]
-        .into_iter()
-        .enumerate()
-    {
+    let mut panel =
+        Panel::new("", Axis::linear("epoch"), Axis::log10("training loss (nats)").with_range(1e-2, 10.0));
+    for (index, name) in ["SGD", "SGD, momentum 0.9", "Adam", "full batch"].into_iter().enumerate() {
         let rate = 0.05 * (index as f64 + 1.0);
         let points: Vec<_> = (0..=60)
             .map(f64::from)
@@ -100,9 +75,7 @@ fn curves() -> Figure {
         let band = points.iter().map(|&(t, v)| (t, v * 0.8, v * 1.25)).collect();
         panel = panel.with(Series::line(name, Colour::nth(index), points).with_band(band));
     }
-    let diverged = (0..=60)
-        .map(f64::from)
-        .map(|t| (t, if t > 40.0 { f64::NAN } else { (0.3 * t).exp() }));
+    let diverged = (0..=60).map(f64::from).map(|t| (t, if t > 40.0 { f64::NAN } else { (0.3 * t).exp() }));
     panel = panel.with(Series::line("SGD, η = 3", Colour::Purple, diverged.collect()).dotted());
     Figure::new("Training loss of five optimisers", ORIGIN, vec![panel])
 }
@@ -112,56 +85,29 @@ fn scatter() -> Figure {
     let points = |shift: f64| {
         (0..40)
             .map(f64::from)
-            .map(move |i| {
-                (
-                    10_f64.powf(i / 10.0 - 1.5),
-                    3.0 + shift + (i * 1.7).sin() + 0.05 * i,
-                )
-            })
+            .map(move |i| (10_f64.powf(i / 10.0 - 1.5), 3.0 + shift + (i * 1.7).sin() + 0.05 * i))
             .collect()
     };
-    let panel = Panel::new(
-        "",
-        Axis::log10("sharpness λ₁ of the Hessian"),
-        Axis::linear("test error (%)"),
-    )
-    .with(Series::scatter("batch 32", Colour::Blue, points(0.0)))
-    .with(Series::scatter("batch 1024", Colour::Vermillion, points(1.0)));
+    let panel = Panel::new("", Axis::log10("sharpness λ₁ of the Hessian"), Axis::linear("test error (%)"))
+        .with(Series::scatter("batch 32", Colour::Blue, points(0.0)))
+        .with(Series::scatter("batch 1024", Colour::Vermillion, points(1.0)));
     Figure::new("Does sharpness predict the test error?", ORIGIN, vec![panel])
 }
 
 /// Panels that show different things, over narrow ranges.
 fn grid() -> Figure {
-    let wave = |f: f64, low: f64| {
-        (0..=50)
-            .map(move |i| (f64::from(i), low + (f64::from(i) * f).sin()))
-            .collect()
-    };
+    let wave =
+        |f: f64, low: f64| (0..=50).map(move |i| (f64::from(i), low + (f64::from(i) * f).sin())).collect();
     let one = |title: &str, y: Axis, name: &str, low: f64| {
         Panel::new(title, Axis::linear("step (thousands)"), y)
             .with(Series::line(name, Colour::Green, wave(0.2, low)).with_points())
     };
     let panels = vec![
         one("a. Few decades", Axis::log10("loss (nats)"), "loss", 1.4),
-        one(
-            "b. Under one decade",
-            Axis::log10("‖∇L‖²"),
-            "squared gradient norm",
-            3.0,
-        ),
+        one("b. Under one decade", Axis::log10("‖∇L‖²"), "squared gradient norm", 3.0),
         one("c. Large numbers", Axis::linear("FLOPs"), "work", 2e6),
-        one(
-            "d. A large offset",
-            Axis::linear("accuracy (%)"),
-            "accuracy",
-            97.25,
-        ),
-        one(
-            "e. Crossing zero on a log axis",
-            Axis::log10("eigenvalue λ"),
-            "eigenvalue",
-            0.0,
-        ),
+        one("d. A large offset", Axis::linear("accuracy (%)"), "accuracy", 97.25),
+        one("e. Crossing zero on a log axis", Axis::log10("eigenvalue λ"), "eigenvalue", 0.0),
     ];
     Figure::new("Axes of many kinds", ORIGIN, panels)
 }

@@ -25,14 +25,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let name = path
-        .file_name()
-        .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let (temporary, mut file) = create_partial(folder, &name).map_err(fail)?;
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, path));
+    let written =
+        file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&temporary);
         return Err(fail(error));
@@ -72,12 +68,10 @@ pub(crate) fn remove_partial(folder: &Path) {
 
 /// SHA-256 of `bytes`, as 64 lower-case hexadecimal digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 #[cfg(test)]
@@ -85,10 +79,7 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        fs::read_dir(folder)
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect()
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     #[test]
@@ -114,13 +105,8 @@ mod tests {
     #[test]
     fn a_missing_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = write_atomically(&folder.path().join("none/a.csv"), b"x")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("none/a.csv") && error.contains("No such file"),
-            "{error}"
-        );
+        let error = write_atomically(&folder.path().join("none/a.csv"), b"x").unwrap_err().to_string();
+        assert!(error.contains("none/a.csv") && error.contains("No such file"), "{error}");
         assert!(!error.contains(".part"), "{error}");
     }
 
@@ -150,10 +136,7 @@ mod tests {
         let denied = RecordError::write(Path::new("out/a.csv"), std::io::Error::from_raw_os_error(13));
         assert!(denied.to_string().contains("choose another --out"), "{denied}");
         let read_only = RecordError::write(Path::new("out/a.csv"), std::io::Error::from_raw_os_error(30));
-        assert!(
-            read_only.to_string().contains("choose another --out"),
-            "{read_only}"
-        );
+        assert!(read_only.to_string().contains("choose another --out"), "{read_only}");
     }
 
     #[cfg(target_os = "linux")]
@@ -192,9 +175,6 @@ mod tests {
 
     #[test]
     fn the_empty_string_has_its_known_digest() {
-        assert_eq!(
-            sha256_hex(b""),
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(sha256_hex(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 }

@@ -19,20 +19,11 @@ impl GitState {
         if let Ok(commit) = std::env::var("FLATLAND_GIT_COMMIT")
             && !commit.is_empty()
         {
-            return Self {
-                commit: Some(commit),
-                dirty: None,
-            };
+            return Self { commit: Some(commit), dirty: None };
         }
-        let program = std::env::current_exe()
-            .ok()
-            .and_then(|exe| exe.parent().map(Path::to_path_buf));
+        let program = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
         let current = std::env::current_dir().ok();
-        program
-            .into_iter()
-            .chain(current)
-            .find_map(|folder| Self::around(&folder))
-            .unwrap_or_default()
+        program.into_iter().chain(current).find_map(|folder| Self::around(&folder)).unwrap_or_default()
     }
 
     fn around(folder: &Path) -> Option<Self> {
@@ -43,24 +34,13 @@ impl GitState {
         }
         let commit = git(folder, &["rev-parse", "--verify", "HEAD"])?;
         let dirty = git(folder, &["status", "--porcelain"]).map(|changes| !changes.is_empty());
-        Some(Self {
-            commit: Some(commit),
-            dirty,
-        })
+        Some(Self { commit: Some(commit), dirty })
     }
 }
 
 fn git(folder: &Path, arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git")
-        .arg("-C")
-        .arg(folder)
-        .args(arguments)
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let output = Command::new("git").arg("-C").arg(folder).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

@@ -119,9 +119,7 @@ impl Manifest {
             preset: preset.to_owned(),
             status: Status::Running,
             error: None,
-            command: std::env::args_os()
-                .map(|arg| arg.to_string_lossy().into_owned())
-                .collect(),
+            command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
             settings,
             seeds: Vec::new(),
             data_set: None,
@@ -145,10 +143,8 @@ impl Manifest {
     /// [`RecordError::Read`] or [`RecordError::Manifest`].
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = fs::read(path).map_err(|source| RecordError::read(path, source))?;
-        serde_json::from_slice(&bytes).map_err(|source| RecordError::Manifest {
-            path: path.to_path_buf(),
-            source,
-        })
+        serde_json::from_slice(&bytes)
+            .map_err(|source| RecordError::Manifest { path: path.to_path_buf(), source })
     }
 
     /// Writes the manifest as indented JSON, in one step.
@@ -156,10 +152,8 @@ impl Manifest {
     /// # Errors
     /// As [`write_atomically`].
     pub fn write(&self, path: &Path) -> Result<()> {
-        let mut json = serde_json::to_vec_pretty(self).map_err(|source| RecordError::Manifest {
-            path: path.to_path_buf(),
-            source,
-        })?;
+        let mut json = serde_json::to_vec_pretty(self)
+            .map_err(|source| RecordError::Manifest { path: path.to_path_buf(), source })?;
         json.push(b'\n');
         write_atomically(path, &json)
     }
@@ -186,14 +180,8 @@ mod tests {
         manifest.write(&path).unwrap();
         assert_eq!(Manifest::read(&path).unwrap(), manifest);
         let text = fs::read_to_string(&path).unwrap();
-        assert!(
-            text.contains("\"status\": \"running\"") && text.contains("\"seconds\": null"),
-            "{text}"
-        );
-        assert!(
-            text.find("\"z\"") < text.find("\"a\""),
-            "settings keep their order"
-        );
+        assert!(text.contains("\"status\": \"running\"") && text.contains("\"seconds\": null"), "{text}");
+        assert!(text.find("\"z\"") < text.find("\"a\""), "settings keep their order");
     }
 
     #[test]

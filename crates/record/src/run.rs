@@ -40,18 +40,10 @@ impl RunFolder {
     pub fn create(outputs: &Path, experiment: &str, settings_toml: &str) -> Result<Self> {
         let all = experiment_folder(outputs, experiment)?;
         fs::create_dir_all(&all).map_err(|source| RecordError::write(&all, source))?;
-        let stem = format!(
-            "{}-{}",
-            utc_stamp(OffsetDateTime::now_utc()),
-            short_hash(settings_toml)
-        );
+        let stem = format!("{}-{}", utc_stamp(OffsetDateTime::now_utc()), short_hash(settings_toml));
         let mut count = 1_u32;
         let path = loop {
-            let name = if count == 1 {
-                stem.clone()
-            } else {
-                format!("{stem}-{count}")
-            };
+            let name = if count == 1 { stem.clone() } else { format!("{stem}-{count}") };
             let path = all.join(name);
             match fs::create_dir(&path) {
                 Ok(()) => break path,
@@ -87,17 +79,12 @@ impl RunFolder {
             }
         }
         candidates.sort();
-        Ok(candidates
-            .into_iter()
-            .rev()
-            .map(|(_, path)| path)
-            .find_map(|path| {
-                let same =
-                    fs::read_to_string(path.join(SETTINGS_FILE)).is_ok_and(|text| text == settings_toml);
-                let unfinished =
-                    || Manifest::read(&path.join(MANIFEST_FILE)).is_ok_and(|m| m.status != Status::Finished);
-                (same && unfinished()).then_some(Self { path })
-            }))
+        Ok(candidates.into_iter().rev().map(|(_, path)| path).find_map(|path| {
+            let same = fs::read_to_string(path.join(SETTINGS_FILE)).is_ok_and(|text| text == settings_toml);
+            let unfinished =
+                || Manifest::read(&path.join(MANIFEST_FILE)).is_ok_and(|m| m.status != Status::Finished);
+            (same && unfinished()).then_some(Self { path })
+        }))
     }
 
     /// Opens a run's folder that exists.
@@ -146,9 +133,7 @@ impl RunFolder {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(RecordError::Locked {
-                    path: self.path.clone(),
-                });
+                return Err(RecordError::Locked { path: self.path.clone() });
             }
             Err(TryLockError::Error(source)) => return Err(RecordError::Lock { path, source }),
         }
@@ -170,15 +155,10 @@ impl RunFolder {
             });
         };
         let link = all.join(LATEST);
-        let fail = |reason: String| RecordError::Latest {
-            path: link.clone(),
-            reason,
-        };
+        let fail = |reason: String| RecordError::Latest { path: link.clone(), reason };
         match fs::symlink_metadata(&link) {
             Ok(found) if !found.is_symlink() => {
-                return Err(fail(
-                    "a file or folder of that name is in the way; move it away".into(),
-                ));
+                return Err(fail("a file or folder of that name is in the way; move it away".into()));
             }
             _ => {}
         }
@@ -200,9 +180,7 @@ impl RunFolder {
         let entries = fs::read_dir(&self.path).map_err(|source| RecordError::read(&self.path, source))?;
         let mut records = Vec::new();
         for entry in entries {
-            let path = entry
-                .map_err(|source| RecordError::read(&self.path, source))?
-                .path();
+            let path = entry.map_err(|source| RecordError::read(&self.path, source))?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
                 continue;
             };
@@ -224,18 +202,13 @@ impl RunFolder {
 /// The present time as RFC 3339 in UTC, to the second: `2026-11-24T18:37:12Z`.
 pub fn now_rfc3339() -> String {
     let now = OffsetDateTime::now_utc();
-    now.replace_nanosecond(0)
-        .unwrap_or(now)
-        .format(&Rfc3339)
-        .unwrap_or_else(|_| utc_stamp(now))
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_else(|_| utc_stamp(now))
 }
 
 fn experiment_folder(outputs: &Path, experiment: &str) -> Result<PathBuf> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if experiment.is_empty() || !experiment.chars().all(plain) {
-        return Err(RecordError::ExperimentName {
-            name: experiment.to_owned(),
-        });
+        return Err(RecordError::ExperimentName { name: experiment.to_owned() });
     }
     Ok(outputs.join(experiment))
 }
@@ -289,21 +262,14 @@ mod tests {
     #[test]
     fn a_folder_is_named_by_time_and_settings_and_never_used_twice() {
         let out = tempfile::tempdir().unwrap();
-        let runs: Vec<RunFolder> = (0..3)
-            .map(|_| RunFolder::create(out.path(), "lines", SETTINGS).unwrap())
-            .collect();
+        let runs: Vec<RunFolder> =
+            (0..3).map(|_| RunFolder::create(out.path(), "lines", SETTINGS).unwrap()).collect();
         let name = runs[0].path().file_name().unwrap().to_str().unwrap();
         let (stamp, hash) = name.split_once('-').unwrap();
-        assert!(
-            stamp.len() == 16 && stamp.ends_with('Z') && stamp.as_bytes()[8] == b'T',
-            "{name}"
-        );
+        assert!(stamp.len() == 16 && stamp.ends_with('Z') && stamp.as_bytes()[8] == b'T', "{name}");
         assert_eq!(hash, &sha256_hex(SETTINGS.as_bytes())[..8]);
         assert!(runs[1].path() != runs[0].path() && runs[2].path() != runs[1].path());
-        assert_eq!(
-            fs::read_to_string(runs[2].file("settings.toml")).unwrap(),
-            SETTINGS
-        );
+        assert_eq!(fs::read_to_string(runs[2].file("settings.toml")).unwrap(), SETTINGS);
         assert!(runs[2].path().join("trials").is_dir());
         assert!(
             runs[0]
@@ -336,11 +302,8 @@ mod tests {
     #[test]
     fn only_the_newest_unfinished_run_of_the_same_settings_is_resumed() {
         let out = tempfile::tempdir().unwrap();
-        let resume = |settings| {
-            RunFolder::resume_latest(out.path(), "lines", settings)
-                .unwrap()
-                .map(|run| run.path)
-        };
+        let resume =
+            |settings| RunFolder::resume_latest(out.path(), "lines", settings).unwrap().map(|run| run.path);
         assert_eq!(resume(SETTINGS), None);
         let first = RunFolder::create(out.path(), "lines", SETTINGS).unwrap();
         assert_eq!(resume(SETTINGS), None, "without a manifest nothing is known");
@@ -389,10 +352,7 @@ mod tests {
         let link = out.path().join("lines/latest");
         first.point_latest().unwrap();
         second.point_latest().unwrap();
-        assert_eq!(
-            fs::read_link(&link).unwrap(),
-            Path::new(second.path().file_name().unwrap())
-        );
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new(second.path().file_name().unwrap()));
         assert!(link.join("settings.toml").is_file());
         fs::remove_file(&link).unwrap();
         fs::create_dir(&link).unwrap();
@@ -408,10 +368,7 @@ mod tests {
         write_atomically(&run.file("a.csv"), b"").unwrap();
         let _guard = run.lock().unwrap();
         let records = run.file_records().unwrap();
-        assert_eq!(
-            records.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(),
-            ["a.csv", "settings.toml"]
-        );
+        assert_eq!(records.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["a.csv", "settings.toml"]);
         assert_eq!((records[0].bytes, records[1].bytes), (0, 10));
         assert_eq!(records[0].sha256, sha256_hex(b""));
     }

@@ -15,11 +15,7 @@ impl From<f64> for Cell {
     fn from(value: f64) -> Self {
         // Plain digits in everyday ranges, exponents where they would become a row of zeros.
         let plain = value == 0.0 || !value.is_finite() || (1e-4..1e15).contains(&value.abs());
-        Self(if plain {
-            value.to_string()
-        } else {
-            format!("{value:e}")
-        })
+        Self(if plain { value.to_string() } else { format!("{value:e}") })
     }
 }
 
@@ -27,11 +23,7 @@ impl From<f32> for Cell {
     fn from(value: f32) -> Self {
         // Widened to f64 first, 0.1 would become 0.10000000149011612.
         let plain = value == 0.0 || !value.is_finite() || (1e-4..1e9).contains(&value.abs());
-        Self(if plain {
-            value.to_string()
-        } else {
-            format!("{value:e}")
-        })
+        Self(if plain { value.to_string() } else { format!("{value:e}") })
     }
 }
 
@@ -89,10 +81,7 @@ pub struct Table {
 impl Table {
     /// A table without rows.
     pub fn new(columns: &[&str]) -> Self {
-        Self {
-            columns: columns.iter().map(|&name| name.to_owned()).collect(),
-            rows: Vec::new(),
-        }
+        Self { columns: columns.iter().map(|&name| name.to_owned()).collect(), rows: Vec::new() }
     }
 
     /// Appends a row.
@@ -154,18 +143,7 @@ mod tests {
     #[test]
     fn numbers_read_back_to_the_same_value_and_stay_short() {
         let text = |cell: Cell| cell.0;
-        for value in [
-            0.1,
-            1.0 / 3.0,
-            1e-10,
-            5e-324,
-            f64::MAX,
-            123_456.75,
-            -2.5e20,
-            0.0,
-            1e15,
-            9.99e-5,
-        ] {
+        for value in [0.1, 1.0 / 3.0, 1e-10, 5e-324, f64::MAX, 123_456.75, -2.5e20, 0.0, 1e15, 9.99e-5] {
             let written = text(value.into());
             assert_eq!(written.parse::<f64>().unwrap().to_bits(), value.to_bits());
             assert!(written.len() < 25, "{written}");
@@ -186,20 +164,14 @@ mod tests {
         let mut table = Table::new(&["what", "n"]);
         table.row(cells!["a, \"b\"", 1_usize]).unwrap();
         table.row(cells![String::from("θ₁"), -1_i64]).unwrap();
-        assert_eq!(
-            String::from_utf8(table.to_csv_bytes()).unwrap(),
-            "what,n\n\"a, \"\"b\"\"\",1\nθ₁,-1\n"
-        );
+        assert_eq!(String::from_utf8(table.to_csv_bytes()).unwrap(), "what,n\n\"a, \"\"b\"\"\",1\nθ₁,-1\n");
     }
 
     #[test]
     fn a_row_of_another_length_is_an_error() {
         let mut table = Table::new(&["a", "b"]);
         let error = table.row(cells![1.0]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "a row of 1 cells does not fit the 2 columns of the table (a, b)"
-        );
+        assert_eq!(error.to_string(), "a row of 1 cells does not fit the 2 columns of the table (a, b)");
         assert!(table.is_empty());
     }
 

@@ -39,11 +39,7 @@ pub fn mean_interval(values: &[f64], level: f64) -> Option<Interval> {
 pub fn geometric_mean_interval(values: &[f64], level: f64) -> Option<Interval> {
     let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
     let Interval { mean, ends, count } = mean_interval(&logarithms, level)?;
-    Some(Interval {
-        mean: mean.exp(),
-        ends: ends.map(|(low, high)| (low.exp(), high.exp())),
-        count,
-    })
+    Some(Interval { mean: mean.exp(), ends: ends.map(|(low, high)| (low.exp(), high.exp())), count })
 }
 
 #[cfg(test)]
@@ -70,24 +66,13 @@ mod tests {
         assert_relative_eq!(low * high, 1., max_relative = 1e-9);
         assert_eq!(
             geometric_mean_interval(&[0., 1.], 0.95).unwrap(),
-            Interval {
-                mean: 0.,
-                ends: None,
-                count: 2
-            }
+            Interval { mean: 0., ends: None, count: 2 }
         );
     }
 
     #[test]
     fn one_value_has_no_interval_and_none_no_mean() {
-        assert_eq!(
-            mean_interval(&[3.], 0.95),
-            Some(Interval {
-                mean: 3.,
-                ends: None,
-                count: 1
-            })
-        );
+        assert_eq!(mean_interval(&[3.], 0.95), Some(Interval { mean: 3., ends: None, count: 1 }));
         assert_eq!(mean_interval(&[], 0.95), None);
     }
 

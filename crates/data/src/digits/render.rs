@@ -59,10 +59,7 @@ fn path(writer: &Writer, digit: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<Dot>> {
             let end = index == 0 || index + 1 == skeleton.len();
             let jitter = if end { 1.6 * writer.jitter } else { writer.jitter };
             let (dx, dy) = habit.shifts[(taken + index) % MAX_POINTS];
-            points.push((
-                x - 0.5 + dx + jitter * bell(rng),
-                y - 0.5 + dy + jitter * bell(rng),
-            ));
+            points.push((x - 0.5 + dx + jitter * bell(rng), y - 0.5 + dy + jitter * bell(rng)));
         }
         taken += skeleton.len();
 
@@ -81,11 +78,7 @@ fn path(writer: &Writer, digit: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<Dot>> {
                     let (x, y) = (cosine * x - sine * y, sine * x + cosine * y);
                     let along = 2.0 * index as f32 / last as f32 - 1.0;
                     let press = 0.3 * level + 0.5 * trend * along + 0.5 * swell * (0.5 - along * along);
-                    Dot {
-                        x,
-                        y,
-                        radius: radius * (1.0 + writer.pressure * press).clamp(0.55, 1.6),
-                    }
+                    Dot { x, y, radius: radius * (1.0 + writer.pressure * press).clamp(0.55, 1.6) }
                 })
                 .collect(),
         );
@@ -99,15 +92,8 @@ fn curve(points: &[(f32, f32)]) -> Vec<(f32, f32)> {
     for section in points.chunk_by(|a, b| a != b) {
         for i in 1..section.len() {
             let (from, to) = (section[i - 1], section[i]);
-            let before = if i >= 2 {
-                section[i - 2]
-            } else {
-                (2.0 * from.0 - to.0, 2.0 * from.1 - to.1)
-            };
-            let after = section
-                .get(i + 1)
-                .copied()
-                .unwrap_or((2.0 * to.0 - from.0, 2.0 * to.1 - from.1));
+            let before = if i >= 2 { section[i - 2] } else { (2.0 * from.0 - to.0, 2.0 * from.1 - to.1) };
+            let after = section.get(i + 1).copied().unwrap_or((2.0 * to.0 - from.0, 2.0 * to.1 - from.1));
             for piece in 1..=PIECES {
                 let t = piece as f32 / PIECES as f32;
                 let x = catmull_rom([before.0, from.0, to.0, after.0], t);
@@ -132,10 +118,7 @@ fn smooth(curve: &mut [(f32, f32)]) {
     let mut before = curve[0];
     for i in 1..curve.len() - 1 {
         let (here, after) = (curve[i], curve[i + 1]);
-        curve[i] = (
-            0.25 * (before.0 + after.0) + 0.5 * here.0,
-            0.25 * (before.1 + after.1) + 0.5 * here.1,
-        );
+        curve[i] = (0.25 * (before.0 + after.0) + 0.5 * here.0, 0.25 * (before.1 + after.1) + 0.5 * here.1);
         before = here;
     }
 }
@@ -159,10 +142,7 @@ fn frame(strokes: &mut [Vec<Dot>], shift: (f32, f32)) {
             let length = ((b.x - a.x) * (b.x - a.x) + (b.y - a.y) * (b.y - a.y)).sqrt();
             let ink = length * (a.radius + b.radius);
             mass += ink;
-            moment = (
-                moment.0 + ink * 0.5 * (a.x + b.x),
-                moment.1 + ink * 0.5 * (a.y + b.y),
-            );
+            moment = (moment.0 + ink * 0.5 * (a.x + b.x), moment.1 + ink * 0.5 * (a.y + b.y));
         }
     }
     let (cx, cy) = (moment.0 / mass, moment.1 / mass);
@@ -224,11 +204,7 @@ mod tests {
         let points = [(0.0, 0.0), (0.5, 0.4), (1.0, 0.0), (1.0, 0.0), (1.0, 1.0)];
         let curve = curve(&points);
         for point in points {
-            assert!(
-                curve
-                    .iter()
-                    .any(|c| (c.0 - point.0).abs() < 1e-6 && (c.1 - point.1).abs() < 1e-6)
-            );
+            assert!(curve.iter().any(|c| (c.0 - point.0).abs() < 1e-6 && (c.1 - point.1).abs() < 1e-6));
         }
         // After the corner the path is a straight line down.
         assert!(curve.iter().rev().take(PIECES).all(|c| (c.0 - 1.0).abs() < 1e-6));
@@ -237,10 +213,7 @@ mod tests {
     #[test]
     fn the_frame_centres_the_mass_and_fills_the_box() {
         let dot = |x, y| Dot { x, y, radius: 1.0 };
-        let mut strokes = vec![
-            vec![dot(-0.2, -0.5), dot(-0.2, 0.5)],
-            vec![dot(0.3, -0.5), dot(0.3, 0.5)],
-        ];
+        let mut strokes = vec![vec![dot(-0.2, -0.5), dot(-0.2, 0.5)], vec![dot(0.3, -0.5), dot(0.3, 0.5)]];
         frame(&mut strokes, (0.0, 0.0));
         let all: Vec<Dot> = strokes.concat();
         let mean = all.iter().map(|d| d.x).sum::<f32>() / 4.0;

@@ -43,10 +43,7 @@ impl Warp {
     /// A random warp whose every term has about the given size, in boxes.
     pub fn random(size: f32, rng: &mut ChaCha8Rng) -> Self {
         let mut terms = [[0.0; 7]; 2];
-        terms
-            .iter_mut()
-            .flatten()
-            .for_each(|term| *term = size * bell(rng));
+        terms.iter_mut().flatten().for_each(|term| *term = size * bell(rng));
         Self { terms }
     }
 
@@ -102,11 +99,7 @@ impl Writer {
                 for shift in &mut shifts {
                     *shift = (POINT_HABIT * bell(rng), POINT_HABIT * bell(rng));
                 }
-                Habit {
-                    form: weighted(forms, rng),
-                    shifts,
-                    warp: Warp::random(WARP_HABIT, rng),
-                }
+                Habit { form: weighted(forms, rng), shifts, warp: Warp::random(WARP_HABIT, rng) }
             })
             .collect();
         Self {
@@ -123,11 +116,7 @@ impl Writer {
 
     /// The form for this time: mostly the writer's own, now and then another.
     pub fn form(&self, digit: usize, rng: &mut ChaCha8Rng) -> usize {
-        if rng.r#gen::<f32>() < OTHER_FORM {
-            weighted(FORMS[digit], rng)
-        } else {
-            self.habits[digit].form
-        }
+        if rng.r#gen::<f32>() < OTHER_FORM { weighted(FORMS[digit], rng) } else { self.habits[digit].form }
     }
 }
 

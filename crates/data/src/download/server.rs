@@ -24,28 +24,15 @@ pub(super) struct Reply {
 
 impl Reply {
     pub fn ok(body: &[u8]) -> Self {
-        Self {
-            status: 200,
-            body: body.to_vec(),
-            range: None,
-            cut: None,
-        }
+        Self { status: 200, body: body.to_vec(), range: None, cut: None }
     }
 
     pub fn status(status: u16) -> Self {
-        Self {
-            status,
-            body: b"<html>no</html>".to_vec(),
-            range: None,
-            cut: None,
-        }
+        Self { status, body: b"<html>no</html>".to_vec(), range: None, cut: None }
     }
 
     pub fn cut_after(self, bytes: usize) -> Self {
-        Self {
-            cut: Some(bytes),
-            ..self
-        }
+        Self { cut: Some(bytes), ..self }
     }
 
     /// The file as an ordinary server gives it: whole, or from the wanted byte on.
@@ -87,12 +74,7 @@ impl Server {
 
     /// The first bytes wanted by the requests so far, in order.
     pub fn ranges(&self) -> Vec<Option<usize>> {
-        self.seen
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|request| request.from)
-            .collect()
+        self.seen.lock().unwrap().iter().map(|request| request.from).collect()
     }
 }
 
@@ -110,16 +92,9 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
         }
     }
     let request = Request { path, from };
-    let Reply {
-        status,
-        body,
-        range,
-        cut,
-    } = answer(&request);
+    let Reply { status, body, range, cut } = answer(&request);
     log.lock().unwrap().push(request);
-    let range = range
-        .map(|range| format!("Content-Range: {range}\r\n"))
-        .unwrap_or_default();
+    let range = range.map(|range| format!("Content-Range: {range}\r\n")).unwrap_or_default();
     let head = format!(
         "HTTP/1.1 {status} Status\r\nContent-Length: {}\r\n{range}Connection: close\r\n\r\n",
         body.len()

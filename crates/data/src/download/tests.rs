@@ -10,18 +10,10 @@ use crate::{LoadOptions, load};
 
 /// A file of 20,000 labels, its part of a data set, and the packed bytes.
 fn sample() -> (Part, Vec<u8>) {
-    let labels: Vec<u8> = (0..20_000_u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as u8 % 10)
-        .collect();
+    let labels: Vec<u8> = (0..20_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as u8 % 10).collect();
     let plain = idx_labels(&labels);
     let sum = Box::leak(sha256(&plain).into_boxed_str());
-    (
-        Part {
-            file: "train-labels-idx1-ubyte",
-            checksum: Checksum::Unpacked(sum),
-        },
-        gzip(&plain),
-    )
+    (Part { file: "train-labels-idx1-ubyte", checksum: Checksum::Unpacked(sum) }, gzip(&plain))
 }
 
 fn fetch_sample(folder: &Path, part: &Part, mirrors: &[&Server]) -> Result<PathBuf, DataError> {
@@ -62,14 +54,7 @@ fn a_file_is_fetched_whole_with_progress() {
     let folder = tempfile::tempdir().unwrap();
     let nested = folder.path().join("not/there/yet");
     let count = Count::default();
-    let path = fetch(
-        DataSetName::Mnist,
-        &part,
-        &nested,
-        std::slice::from_ref(&server.base),
-        &count,
-    )
-    .unwrap();
+    let path = fetch(DataSetName::Mnist, &part, &nested, std::slice::from_ref(&server.base), &count).unwrap();
     assert_eq!(path, nested.join("train-labels-idx1-ubyte.gz"));
     assert!(is_whole(&nested, &part, &packed));
     assert_eq!(count.0.into_inner(), packed.len() as u64);
@@ -84,11 +69,7 @@ fn a_cut_connection_is_taken_up_where_it_stopped() {
     let body = packed.clone();
     let server = Server::start(move |request| {
         let reply = Reply::file(&body, request);
-        if request.from.is_none() {
-            reply.cut_after(3000)
-        } else {
-            reply
-        }
+        if request.from.is_none() { reply.cut_after(3000) } else { reply }
     });
     let folder = tempfile::tempdir().unwrap();
     fetch_sample(folder.path(), &part, &[&server]).unwrap();
@@ -100,11 +81,7 @@ fn a_cut_connection_is_taken_up_where_it_stopped() {
 fn an_earlier_run_is_taken_up_at_another_mirror() {
     let (part, packed) = sample();
     let folder = tempfile::tempdir().unwrap();
-    fs::write(
-        folder.path().join("train-labels-idx1-ubyte.gz.part"),
-        &packed[..1234],
-    )
-    .unwrap();
+    fs::write(folder.path().join("train-labels-idx1-ubyte.gz.part"), &packed[..1234]).unwrap();
     let body = packed.clone();
     let dead = Server::start(|_| Reply::status(503));
     let server = Server::start(move |request| Reply::file(&body, request));
@@ -126,13 +103,12 @@ fn a_part_that_does_not_fit_is_fetched_afresh() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("train-labels-idx1-ubyte.gz.part"), left).unwrap();
         let body = packed.clone();
-        let server = Server::start(move |request| {
-            if ignores_ranges {
-                Reply::ok(&body)
-            } else {
-                Reply::file(&body, request)
-            }
-        });
+        let server =
+            Server::start(
+                move |request| {
+                    if ignores_ranges { Reply::ok(&body) } else { Reply::file(&body, request) }
+                },
+            );
         fetch_sample(folder.path(), &part, &[&server]).unwrap();
         assert!(is_whole(folder.path(), &part, &packed));
         assert_eq!(server.ranges(), expected);
@@ -164,39 +140,18 @@ fn when_every_mirror_fails_one_error_lists_them_all() {
     let closed = "http://127.0.0.1:1/".to_owned();
     // A server that does not speak TLS: this also builds the client's TLS configuration.
     let plain = missing.base.replace("http:", "https:");
-    let mirrors = [
-        missing.base.clone(),
-        wrong.base.clone(),
-        cut.base.clone(),
-        closed,
-        plain,
-    ];
-    let message = fetch(DataSetName::FashionMnist, &part, folder.path(), &mirrors, &())
-        .unwrap_err()
-        .to_string();
+    let mirrors = [missing.base.clone(), wrong.base.clone(), cut.base.clone(), closed, plain];
+    let message =
+        fetch(DataSetName::FashionMnist, &part, folder.path(), &mirrors, &()).unwrap_err().to_string();
     println!("{message}");
-    assert!(
-        message.contains(&format!("{}train-labels-idx1-ubyte.gz (HTTP 404)", missing.base)),
-        "{message}"
-    );
+    assert!(message.contains(&format!("{}train-labels-idx1-ubyte.gz (HTTP 404)", missing.base)), "{message}");
     assert!(message.contains("wrong checksum: expected sha256"), "{message}");
     assert!(message.contains("the connection broke after 0"), "{message}");
-    assert!(
-        message.contains("http://127.0.0.1:1/train-labels-idx1-ubyte.gz ("),
-        "{message}"
-    );
-    for advice in [
-        "fashion-mnist",
-        "by hand into",
-        "FLATLAND_MIRRORS",
-        "--dataset digits",
-    ] {
+    assert!(message.contains("http://127.0.0.1:1/train-labels-idx1-ubyte.gz ("), "{message}");
+    for advice in ["fashion-mnist", "by hand into", "FLATLAND_MIRRORS", "--dataset digits"] {
         assert!(message.contains(advice), "{advice}: {message}");
     }
-    assert!(
-        message.contains(&folder.path().display().to_string()),
-        "{message}"
-    );
+    assert!(message.contains(&folder.path().display().to_string()), "{message}");
     assert!(!folder.path().join("train-labels-idx1-ubyte.gz").exists());
 }
 
@@ -225,10 +180,7 @@ fn threads_that_fetch_at_once_ask_once() {
 fn own_mirrors_come_first() {
     let mnist = published(DataSetName::Mnist).unwrap();
     let mirrors = list_mirrors(&mnist, "http://a.example/data/, http://b.example ,");
-    assert_eq!(
-        mirrors[..2],
-        ["http://a.example/data/mnist/", "http://b.example/mnist/"]
-    );
+    assert_eq!(mirrors[..2], ["http://a.example/data/mnist/", "http://b.example/mnist/"]);
     assert_eq!(mirrors[2..], *mnist.mirrors);
     assert_eq!(list_mirrors(&mnist, ""), mnist.mirrors);
 }
@@ -257,11 +209,7 @@ fn two_processes_load_mnist_from_an_own_mirror() {
     let folder = tempfile::tempdir().unwrap();
     let child = || {
         Command::new(env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "download::tests::child_that_loads_mnist",
-                "--include-ignored",
-            ])
+            .args(["--exact", "download::tests::child_that_loads_mnist", "--include-ignored"])
             .env(crate::DATA_VARIABLE, folder.path())
             .env(MIRRORS_VARIABLE, &server.base)
             .stdout(Stdio::null())

@@ -33,46 +33,23 @@ impl Span {
         let log = scale == Scale::Log10;
         if let Some((low, high)) = axis.range {
             if !(low.is_finite() && high.is_finite() && low < high && (!log || low > 0.0)) {
-                return Err(RecordError::AxisRange {
-                    axis: axis.label.clone(),
-                    low,
-                    high,
-                });
+                return Err(RecordError::AxisRange { axis: axis.label.clone(), low, high });
             }
-            return Ok(Self {
-                scale,
-                low,
-                high,
-                empty: false,
-            });
+            return Ok(Self { scale, low, high, empty: false });
         }
         let (low, high) = values
             .filter(|v| v.is_finite() && (!log || *v > 0.0))
-            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
-                (low.min(v), high.max(v))
-            });
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         if low > high {
             let (low, high) = if log { (1.0, 10.0) } else { (0.0, 1.0) };
-            return Ok(Self {
-                scale,
-                low,
-                high,
-                empty: true,
-            });
+            return Ok(Self { scale, low, high, empty: true });
         }
         let margin = if padded { 0.04 } else { 0.0 };
         let (low, high) = if log {
             let (low, high) = (low.log10(), high.log10());
-            let pad = if high - low < 1e-9 {
-                0.3
-            } else {
-                margin * (high - low)
-            };
+            let pad = if high - low < 1e-9 { 0.3 } else { margin * (high - low) };
             // The smallest positive numbers have no smaller neighbour to be padded with.
-            (
-                10_f64.powf((low - pad).max(-307.0)),
-                10_f64.powf((high + pad).min(307.0)),
-            )
+            (10_f64.powf((low - pad).max(-307.0)), 10_f64.powf((high + pad).min(307.0)))
         } else {
             let (low, high) = (low.max(-1e300), high.min(1e300));
             let size = low.abs().max(high.abs());
@@ -86,12 +63,7 @@ impl Span {
             };
             (low - pad, high + pad)
         };
-        Ok(Self {
-            scale,
-            low,
-            high,
-            empty: false,
-        })
+        Ok(Self { scale, low, high, empty: false })
     }
 
     /// Where `value` lies, 0 at the low end and 1 at the high end; `None` if it is nowhere on such an axis.
@@ -159,19 +131,10 @@ impl Span {
         let slack = 1e-6;
         let first = (self.low / step - slack).ceil();
         let last = (self.high / step + slack).floor();
-        let values: Vec<f64> = (0..50)
-            .map(|i| first + f64::from(i))
-            .take_while(|&k| k <= last)
-            .map(|k| k * step)
-            .collect();
-        let labelled = values
-            .iter()
-            .map(|&v| (v, linear_label(v, step, &values)))
-            .collect();
-        Ticks {
-            labelled,
-            minor: Vec::new(),
-        }
+        let values: Vec<f64> =
+            (0..50).map(|i| first + f64::from(i)).take_while(|&k| k <= last).map(|k| k * step).collect();
+        let labelled = values.iter().map(|&v| (v, linear_label(v, step, &values))).collect();
+        Ticks { labelled, minor: Vec::new() }
     }
 
     fn log_ticks(&self, most: usize) -> Ticks {
@@ -193,10 +156,7 @@ impl Span {
             let labelled = multiples(&[1.0, 2.0, 5.0]);
             if labelled.len() <= most.max(3) {
                 let labelled = labelled.into_iter().map(|v| (v, log_label(v))).collect();
-                return Ticks {
-                    labelled,
-                    minor: multiples(&[3.0, 4.0, 6.0, 7.0, 8.0, 9.0]),
-                };
+                return Ticks { labelled, minor: multiples(&[3.0, 4.0, 6.0, 7.0, 8.0, 9.0]) };
             }
         }
         let stride = decades.len().div_ceil(most.max(2)) as i32;
@@ -204,23 +164,10 @@ impl Span {
         let labelled = decades
             .iter()
             .filter(|&&k| k.rem_euclid(stride) == 0)
-            .map(|&k| {
-                (
-                    10_f64.powi(k),
-                    if plain {
-                        log_label(10_f64.powi(k))
-                    } else {
-                        power_of_ten(k)
-                    },
-                )
-            })
+            .map(|&k| (10_f64.powi(k), if plain { log_label(10_f64.powi(k)) } else { power_of_ten(k) }))
             .collect();
         let minor = if stride > 1 {
-            decades
-                .iter()
-                .filter(|&&k| k.rem_euclid(stride) != 0)
-                .map(|&k| 10_f64.powi(k))
-                .collect()
+            decades.iter().filter(|&&k| k.rem_euclid(stride) != 0).map(|&k| 10_f64.powi(k)).collect()
         } else {
             multiples(&[2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
         };
@@ -273,15 +220,9 @@ fn power_of_ten(exponent: i32) -> String {
         '2' => '²',
         '3' => '³',
         // The other superscripts lie side by side in Unicode.
-        _ => c
-            .to_digit(10)
-            .and_then(|d| char::from_u32(0x2070 + d))
-            .unwrap_or(c),
+        _ => c.to_digit(10).and_then(|d| char::from_u32(0x2070 + d)).unwrap_or(c),
     };
-    format!(
-        "10{}",
-        exponent.to_string().chars().map(digit).collect::<String>()
-    )
+    format!("10{}", exponent.to_string().chars().map(digit).collect::<String>())
 }
 
 fn with_minus(number: &str) -> String {
@@ -293,52 +234,25 @@ mod tests {
     use super::*;
 
     fn span(scale: Scale, low: f64, high: f64) -> Span {
-        Span {
-            scale,
-            low,
-            high,
-            empty: false,
-        }
+        Span { scale, low, high, empty: false }
     }
 
     fn labels(span: Span, most: usize) -> Vec<String> {
-        span.ticks(most)
-            .labelled
-            .into_iter()
-            .map(|(_, label)| label)
-            .collect()
+        span.ticks(most).labelled.into_iter().map(|(_, label)| label).collect()
     }
 
     #[test]
     fn linear_ticks_are_round() {
-        assert_eq!(
-            labels(span(Scale::Linear, -2.0, 2.0), 5),
-            ["−2", "−1", "0", "1", "2"]
-        );
-        assert_eq!(
-            labels(span(Scale::Linear, 0.0, 100.0), 6),
-            ["0", "20", "40", "60", "80", "100"]
-        );
-        assert_eq!(
-            labels(span(Scale::Linear, 0.0, 0.31), 4),
-            ["0", "0.1", "0.2", "0.3"]
-        );
-        assert_eq!(
-            labels(span(Scale::Linear, 0.0, 3e6), 3),
-            ["0", "1×10⁶", "2×10⁶", "3×10⁶"]
-        );
+        assert_eq!(labels(span(Scale::Linear, -2.0, 2.0), 5), ["−2", "−1", "0", "1", "2"]);
+        assert_eq!(labels(span(Scale::Linear, 0.0, 100.0), 6), ["0", "20", "40", "60", "80", "100"]);
+        assert_eq!(labels(span(Scale::Linear, 0.0, 0.31), 4), ["0", "0.1", "0.2", "0.3"]);
+        assert_eq!(labels(span(Scale::Linear, 0.0, 3e6), 3), ["0", "1×10⁶", "2×10⁶", "3×10⁶"]);
     }
 
     #[test]
     fn log_ticks_are_decades_or_one_two_five() {
-        assert_eq!(
-            labels(span(Scale::Log10, 0.01, 100.0), 6),
-            ["0.01", "0.1", "1", "10", "100"]
-        );
-        assert_eq!(
-            labels(span(Scale::Log10, 1e-3, 1e6), 5),
-            ["10⁻²", "10⁰", "10²", "10⁴", "10⁶"]
-        );
+        assert_eq!(labels(span(Scale::Log10, 0.01, 100.0), 6), ["0.01", "0.1", "1", "10", "100"]);
+        assert_eq!(labels(span(Scale::Log10, 1e-3, 1e6), 5), ["10⁻²", "10⁰", "10²", "10⁴", "10⁶"]);
         assert_eq!(labels(span(Scale::Log10, 0.8, 12.0), 6), ["1", "2", "5", "10"]);
         assert_eq!(labels(span(Scale::Log10, 2.0, 4.0), 3), ["2", "3", "4"]);
         assert!(labels(span(Scale::Log10, 1e-300, 1e300), 6).len() <= 6);
@@ -351,11 +265,7 @@ mod tests {
         assert!((log.low - 0.1).abs() < 1e-12 && (log.high - 1000.0).abs() < 1e-9);
         let linear = Span::of(&Axis::linear("loss"), values.into_iter(), false).unwrap();
         assert_eq!((linear.low, linear.high), (-1.0, 1000.0));
-        assert!(
-            Span::of(&Axis::log10("loss"), [f64::NAN].into_iter(), true)
-                .unwrap()
-                .empty
-        );
+        assert!(Span::of(&Axis::log10("loss"), [f64::NAN].into_iter(), true).unwrap().empty);
         for flat in [0.0, 5.0, -1e-9] {
             let span = Span::of(&Axis::linear("loss"), [flat].into_iter(), true).unwrap();
             assert!(span.low < flat && flat < span.high);

@@ -84,10 +84,7 @@ fn cut(path: Vec<Place>, inside: impl Fn(Place) -> f64) -> Vec<Place> {
         let (a, b) = (inside(previous), inside(point));
         if (a < 0.0) != (b < 0.0) {
             let t = a / (a - b);
-            kept.push((
-                previous.0 + t * (point.0 - previous.0),
-                previous.1 + t * (point.1 - previous.1),
-            ));
+            kept.push((previous.0 + t * (point.0 - previous.0), previous.1 + t * (point.1 - previous.1)));
         }
         if b >= 0.0 {
             kept.push(point);
@@ -101,22 +98,14 @@ fn cut(path: Vec<Place>, inside: impl Fn(Place) -> f64) -> Vec<Place> {
 mod tests {
     use super::*;
 
-    const FRAME: Frame = Frame {
-        left: 0.0,
-        top: 0.0,
-        right: 10.0,
-        bottom: 10.0,
-    };
+    const FRAME: Frame = Frame { left: 0.0, top: 0.0, right: 10.0, bottom: 10.0 };
 
     #[test]
     fn a_path_that_leaves_and_returns_is_two_pieces() {
         let pieces = FRAME.clip_path(&[(1.0, 5.0), (3.0, 5.0), (5.0, -5.0), (7.0, 5.0), (8.0, 5.0)]);
         assert_eq!(
             pieces,
-            [
-                vec![(1.0, 5.0), (3.0, 5.0), (4.0, 0.0)],
-                vec![(6.0, 0.0), (7.0, 5.0), (8.0, 5.0)]
-            ]
+            [vec![(1.0, 5.0), (3.0, 5.0), (4.0, 0.0)], vec![(6.0, 0.0), (7.0, 5.0), (8.0, 5.0)]]
         );
         assert!(FRAME.clip_path(&[(-5.0, -1.0), (20.0, -1.0)]).is_empty());
     }
@@ -127,10 +116,6 @@ mod tests {
         let mut cut = FRAME.clip_area(square);
         cut.sort_by(|a, b| a.partial_cmp(b).unwrap());
         assert_eq!(cut, [(0.0, 2.0), (0.0, 4.0), (5.0, 2.0), (5.0, 4.0)]);
-        assert!(
-            FRAME
-                .clip_area(vec![(-5.0, 2.0), (-4.0, 2.0), (-5.0, 4.0)])
-                .is_empty()
-        );
+        assert!(FRAME.clip_area(vec![(-5.0, 2.0), (-4.0, 2.0), (-5.0, 4.0)]).is_empty());
     }
 }

@@ -69,14 +69,7 @@ pub struct Panel {
 impl Panel {
     /// A panel with a left axis only.
     pub fn new(title: impl Into<String>, x: Axis, y: Axis) -> Self {
-        Self {
-            title: title.into(),
-            x,
-            y,
-            y2: None,
-            series: Vec::new(),
-            marks: Vec::new(),
-        }
+        Self { title: title.into(), x, y, y2: None, series: Vec::new(), marks: Vec::new() }
     }
 
     /// Adds a right axis.
@@ -96,10 +89,7 @@ impl Panel {
     /// Adds a dotted vertical line at `x`, named above the frame.
     #[must_use]
     pub fn with_mark(mut self, x: f64, label: impl Into<String>) -> Self {
-        self.marks.push(VerticalMark {
-            x,
-            label: label.into(),
-        });
+        self.marks.push(VerticalMark { x, label: label.into() });
         self
     }
 }
@@ -128,20 +118,12 @@ pub struct Axis {
 impl Axis {
     /// A linear axis over all finite values.
     pub fn linear(label: impl Into<String>) -> Self {
-        Self {
-            label: label.into(),
-            scale: Scale::Linear,
-            range: None,
-        }
+        Self { label: label.into(), scale: Scale::Linear, range: None }
     }
 
     /// A logarithmic axis over all finite values above 0.
     pub fn log10(label: impl Into<String>) -> Self {
-        Self {
-            label: label.into(),
-            scale: Scale::Log10,
-            range: None,
-        }
+        Self { label: label.into(), scale: Scale::Log10, range: None }
     }
 
     /// Shows `low` to `high` only.
@@ -184,15 +166,8 @@ pub enum Colour {
 
 impl Colour {
     /// The colours in the order in which to use them.
-    pub const ALL: [Self; 7] = [
-        Self::Blue,
-        Self::Vermillion,
-        Self::Green,
-        Self::Purple,
-        Self::Orange,
-        Self::Sky,
-        Self::Black,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Blue, Self::Vermillion, Self::Green, Self::Purple, Self::Orange, Self::Sky, Self::Black];
 
     /// The colour of the `index`-th of many series; after seven they come round again, so vary the dashes.
     pub fn nth(index: usize) -> Self {
@@ -265,18 +240,8 @@ pub struct Series {
 impl Series {
     /// A solid line, read on the left axis.
     pub fn line(name: impl Into<String>, colour: Colour, points: Vec<(f64, f64)>) -> Self {
-        let style = Style {
-            colour,
-            dash: Dash::Solid,
-            shape: SeriesShape::Line,
-        };
-        Self {
-            name: name.into(),
-            side: AxisSide::Left,
-            style,
-            points,
-            band: None,
-        }
+        let style = Style { colour, dash: Dash::Solid, shape: SeriesShape::Line };
+        Self { name: name.into(), side: AxisSide::Left, style, points, band: None }
     }
 
     /// Dots without a line, read on the left axis.

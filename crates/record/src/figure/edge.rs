@@ -26,11 +26,7 @@ pub(super) struct Missing {
 pub(super) fn missing(panel: &Panel, x: &Span, y: &Span, y2: Option<&Span>) -> Vec<Missing> {
     let mut missing = Vec::new();
     for (series, data) in panel.series.iter().enumerate() {
-        let span = if data.side == AxisSide::Right {
-            y2.unwrap_or(y)
-        } else {
-            y
-        };
+        let span = if data.side == AxisSide::Right { y2.unwrap_or(y) } else { y };
         for &(at, value) in &data.points {
             // A place beside the plot is the choice of whoever set the range; it is counted as above or below it.
             let why_x = x.misfit(at);
@@ -42,12 +38,7 @@ pub(super) fn missing(panel: &Panel, x: &Span, y: &Span, y2: Option<&Span>) -> V
                 Misfit::Above => true,
                 Misfit::NotPositive | Misfit::Below => false,
             };
-            missing.push(Missing {
-                series,
-                x: why_x.is_none().then_some(at),
-                why,
-                top,
-            });
+            missing.push(Missing { series, x: why_x.is_none().then_some(at), why, top });
         }
     }
     missing
@@ -55,34 +46,21 @@ pub(super) fn missing(panel: &Panel, x: &Span, y: &Span, y2: Option<&Span>) -> V
 
 /// The sentences below a panel: what the signs mean and how many values they stand for.
 pub(super) fn notes(missing: &[Missing]) -> Vec<String> {
-    let count = |why, placed: bool| {
-        missing
-            .iter()
-            .filter(|m| m.why == why && m.x.is_some() == placed)
-            .count()
-    };
+    let count =
+        |why, placed: bool| missing.iter().filter(|m| m.why == why && m.x.is_some() == placed).count();
     let mut notes = Vec::new();
     let mut note = |text: &str, count: usize| {
         if count > 0 {
-            notes.push(format!(
-                "{text}: {count} {}",
-                if count == 1 { "value" } else { "values" }
-            ));
+            notes.push(format!("{text}: {count} {}", if count == 1 { "value" } else { "values" }));
         }
     };
     note("× not finite", count(Misfit::NotFinite, true));
     note("▲ above the axis", count(Misfit::Above, true));
     note("▼ below the axis", count(Misfit::Below, true));
-    note(
-        "◇ not above 0, so not on a log axis",
-        count(Misfit::NotPositive, true),
-    );
+    note("◇ not above 0, so not on a log axis", count(Misfit::NotPositive, true));
     note("at no finite x", count(Misfit::NotFinite, false));
     note("at an x not above 0", count(Misfit::NotPositive, false));
-    note(
-        "beside the x axis",
-        count(Misfit::Above, false) + count(Misfit::Below, false),
-    );
+    note("beside the x axis", count(Misfit::Above, false) + count(Misfit::Below, false));
     notes
 }
 
@@ -94,11 +72,7 @@ pub(super) fn draw(scene: &mut Scene, panel: &Panel, missing: &[Missing], x: &Sp
         rows.dedup();
         for (row, &series) in rows.iter().enumerate() {
             let away = 6.0 + 9.0 * row as f64;
-            let height = if top {
-                frame.top + away
-            } else {
-                frame.bottom - away
-            };
+            let height = if top { frame.top + away } else { frame.bottom - away };
             let ink = Ink::solid(panel.series[series].style.colour.rgb());
             let mut last: Option<(f64, Misfit)> = None;
             for m in missing.iter().filter(here).filter(|m| m.series == series) {
@@ -123,25 +97,13 @@ fn sign(scene: &mut Scene, why: Misfit, (x, y): Place, ink: Ink) {
             scene.line(vec![(x - HALF, y + HALF), (x + HALF, y - HALF)], 1.5, ink);
         }
         Misfit::Above => {
-            scene.area(
-                vec![(x, y - HALF), (x + HALF, y + HALF), (x - HALF, y + HALF)],
-                ink,
-            );
+            scene.area(vec![(x, y - HALF), (x + HALF, y + HALF), (x - HALF, y + HALF)], ink);
         }
         Misfit::Below => {
-            scene.area(
-                vec![(x, y + HALF), (x + HALF, y - HALF), (x - HALF, y - HALF)],
-                ink,
-            );
+            scene.area(vec![(x, y + HALF), (x + HALF, y - HALF), (x - HALF, y - HALF)], ink);
         }
         Misfit::NotPositive => {
-            let corners = [
-                (x, y - HALF),
-                (x + HALF, y),
-                (x, y + HALF),
-                (x - HALF, y),
-                (x, y - HALF),
-            ];
+            let corners = [(x, y - HALF), (x + HALF, y), (x, y + HALF), (x - HALF, y), (x, y - HALF)];
             scene.line(corners.to_vec(), 1.2, ink);
         }
     }

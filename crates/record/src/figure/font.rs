@@ -27,11 +27,7 @@ pub(super) fn width(text: &str, size: f64, bold: bool) -> f64 {
         return 0.6 * size * text.chars().count() as f64;
     };
     let units = f64::from(font.units_per_em().unwrap_or(2048.0));
-    text.chars()
-        .map(|c| f64::from(font.h_advance_unscaled(font.glyph_id(c))))
-        .sum::<f64>()
-        * size
-        / units
+    text.chars().map(|c| f64::from(font.h_advance_unscaled(font.glyph_id(c)))).sum::<f64>() * size / units
 }
 
 /// Draws `text` from x = 0 with its x-height centred on y = 0: `ink(x, y, coverage)` for every pixel touched.
@@ -44,19 +40,11 @@ pub(super) fn rasterise(text: &str, size: f64, bold: bool, mut ink: impl FnMut(i
     let mut x = 0.0_f32;
     for c in text.chars() {
         let id = font.glyph_id(c);
-        let glyph = Glyph {
-            id,
-            scale: scale.into(),
-            position: Point { x, y: baseline },
-        };
+        let glyph = Glyph { id, scale: scale.into(), position: Point { x, y: baseline } };
         if let Some(outline) = font.outline_glyph(glyph) {
             let bounds = outline.px_bounds();
             outline.draw(|dx, dy, coverage| {
-                ink(
-                    bounds.min.x as i32 + dx as i32,
-                    bounds.min.y as i32 + dy as i32,
-                    coverage,
-                );
+                ink(bounds.min.x as i32 + dx as i32, bounds.min.y as i32 + dy as i32, coverage);
             });
         }
         x += font.h_advance_unscaled(id) * size as f32 / units;

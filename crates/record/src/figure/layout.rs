@@ -20,15 +20,9 @@ const GREY: Ink = Ink::grey(105);
 /// The whole figure as shapes.
 pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     let count = figure.panels.len();
-    let columns = figure
-        .columns
-        .unwrap_or(if count <= 4 { 2 } else { 3 })
-        .clamp(1, count.max(1));
-    let (wide, high) = figure.panel_size.unwrap_or(if columns == 1 {
-        (760.0, 430.0)
-    } else {
-        (580.0, 400.0)
-    });
+    let columns = figure.columns.unwrap_or(if count <= 4 { 2 } else { 3 }).clamp(1, count.max(1));
+    let (wide, high) =
+        figure.panel_size.unwrap_or(if columns == 1 { (760.0, 430.0) } else { (580.0, 400.0) });
     // Smaller panels would have no room left for data beside their labels.
     let (wide, high) = (wide.max(320.0), high.max(240.0));
     let width = 2.0 * MARGIN + columns as f64 * wide + (columns - 1) as f64 * GUTTER;
@@ -41,10 +35,7 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     // The same room for labels in every panel keeps the frames aligned.
     let left = prepared.iter().map(Prepared::left).fold(0.0, f64::max);
     let right = prepared.iter().map(Prepared::right).fold(0.0, f64::max);
-    let top = prepared
-        .iter()
-        .map(|p| p.top(wide - left - right))
-        .fold(0.0, f64::max);
+    let top = prepared.iter().map(|p| p.top(wide - left - right)).fold(0.0, f64::max);
 
     let shared = legend::entries(figure.panels.iter(), &figure.band_meaning);
     let single = |p: &Prepared| legend::entries(std::iter::once(p.panel), &figure.band_meaning);
@@ -54,20 +45,11 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     } else {
         prepared.iter().map(single).collect()
     };
-    let common = if legends.iter().all(Vec::is_empty) {
-        shared
-    } else {
-        Vec::new()
-    };
-    let notes: Vec<Vec<String>> = prepared
-        .iter()
-        .map(|p| wrap(&edge::notes(&p.missing), "  ·  ", NOTE_SIZE, wide))
-        .collect();
+    let common = if legends.iter().all(Vec::is_empty) { shared } else { Vec::new() };
+    let notes: Vec<Vec<String>> =
+        prepared.iter().map(|p| wrap(&edge::notes(&p.missing), "  ·  ", NOTE_SIZE, wide)).collect();
 
-    let mut scene = Scene {
-        size: (width, 0.0),
-        shapes: Vec::new(),
-    };
+    let mut scene = Scene { size: (width, 0.0), shapes: Vec::new() };
     let mut y = heading(&mut scene, figure, width);
     for row in (0..count).step_by(columns) {
         let cells = row..(row + columns).min(count);
@@ -75,12 +57,7 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
         for cell in cells.clone() {
             let x = MARGIN + (cell - row) as f64 * (wide + GUTTER);
             let bottom = y + high - Prepared::BOTTOM;
-            let frame = Frame {
-                left: x + left,
-                top: y + top,
-                right: x + wide - right,
-                bottom,
-            };
+            let frame = Frame { left: x + left, top: y + top, right: x + wide - right, bottom };
             prepared[cell].draw(&mut scene, frame, top - 12.0);
             let mut under = y + high;
             for note in &notes[cell] {
@@ -113,10 +90,7 @@ fn heading(scene: &mut Scene, figure: &Figure, width: f64) -> f64 {
     }
     let words: Vec<String> = figure.subtitle.split_whitespace().map(str::to_owned).collect();
     for line in wrap(&words, " ", SUBTITLE_SIZE, room) {
-        scene.text(fitted(
-            Text::new(line, (MARGIN, y + 6.0), SUBTITLE_SIZE, Anchor::Start, GREY),
-            room,
-        ));
+        scene.text(fitted(Text::new(line, (MARGIN, y + 6.0), SUBTITLE_SIZE, Anchor::Start, GREY), room));
         y += 16.0;
     }
     y + 6.0

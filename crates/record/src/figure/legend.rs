@@ -29,24 +29,14 @@ pub(super) fn entries<'a>(panels: impl Iterator<Item = &'a Panel>, band_meaning:
         if series.name.is_empty() {
             continue;
         }
-        let known = entries
-            .iter_mut()
-            .find(|e| e.name == series.name && e.style == Some(series.style));
+        let known = entries.iter_mut().find(|e| e.name == series.name && e.style == Some(series.style));
         match known {
             Some(entry) => entry.band |= band,
-            None => entries.push(Entry {
-                name: series.name.clone(),
-                style: Some(series.style),
-                band,
-            }),
+            None => entries.push(Entry { name: series.name.clone(), style: Some(series.style), band }),
         }
     }
     if any_band {
-        entries.push(Entry {
-            name: format!("band: {band_meaning}"),
-            style: None,
-            band: true,
-        });
+        entries.push(Entry { name: format!("band: {band_meaning}"), style: None, band: true });
     }
     entries
 }
@@ -67,13 +57,7 @@ pub(super) fn draw(scene: &mut Scene, entries: &[Entry], left: f64, width: f64, 
         for entry in row {
             sample(scene, entry, x, y);
             let at = (x + sample_width(entry) + SAMPLE_GAP, y);
-            scene.text(Text::new(
-                entry.name.clone(),
-                at,
-                SIZE,
-                Anchor::Start,
-                Ink::grey(40),
-            ));
+            scene.text(Text::new(entry.name.clone(), at, SIZE, Anchor::Start, Ink::grey(40)));
             x += entry_width(entry) + ENTRY_GAP;
         }
     }
@@ -84,22 +68,11 @@ fn sample(scene: &mut Scene, entry: &Entry, x: f64, y: f64) {
     if entry.band {
         let (top, bottom) = (y - 5.5, y + 5.5);
         let corners = vec![(x, top), (x + SAMPLE, top), (x + SAMPLE, bottom), (x, bottom)];
-        scene.area(
-            corners,
-            Ink {
-                rgb,
-                alpha: BAND_ALPHA,
-            },
-        );
+        scene.area(corners, Ink { rgb, alpha: BAND_ALPHA });
     }
     let Some(style) = entry.style else { return };
     if style.shape != SeriesShape::Points {
-        scene.dashed_line(
-            vec![(x, y), (x + SAMPLE, y)],
-            LINE_WIDTH,
-            Ink::solid(rgb),
-            style.dash,
-        );
+        scene.dashed_line(vec![(x, y), (x + SAMPLE, y)], LINE_WIDTH, Ink::solid(rgb), style.dash);
     }
     if style.shape != SeriesShape::Line {
         scene.disc((x + sample_width(entry) / 2.0, y), POINT_RADIUS, Ink::solid(rgb));
@@ -108,9 +81,7 @@ fn sample(scene: &mut Scene, entry: &Entry, x: f64, y: f64) {
 
 /// A lone point needs less room than a line that is to show its dashes.
 fn sample_width(entry: &Entry) -> f64 {
-    let point = entry
-        .style
-        .is_some_and(|style| style.shape == SeriesShape::Points);
+    let point = entry.style.is_some_and(|style| style.shape == SeriesShape::Points);
     if point && !entry.band { 10.0 } else { SAMPLE }
 }
 

@@ -39,27 +39,12 @@ pub(super) struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     /// Settles ranges, and the vertical ticks for a frame of about `height`.
     pub(super) fn new(panel: &'a Panel, height: f64) -> Result<Self> {
-        let dots = panel
-            .series
-            .iter()
-            .any(|series| series.style.shape != SeriesShape::Line);
-        let x = Span::of(
-            &panel.x,
-            panel.series.iter().flat_map(xs).chain(mark_places(panel)),
-            dots,
-        )?;
+        let dots = panel.series.iter().any(|series| series.style.shape != SeriesShape::Line);
+        let x = Span::of(&panel.x, panel.series.iter().flat_map(xs).chain(mark_places(panel)), dots)?;
         let right = |series: &&Series| panel.y2.is_some() && series.side == AxisSide::Right;
-        let y = Span::of(
-            &panel.y,
-            panel.series.iter().filter(|s| !right(s)).flat_map(ys),
-            true,
-        )?;
+        let y = Span::of(&panel.y, panel.series.iter().filter(|s| !right(s)).flat_map(ys), true)?;
         let y2 = match &panel.y2 {
-            Some(axis) => Some(Span::of(
-                axis,
-                panel.series.iter().filter(right).flat_map(ys),
-                true,
-            )?),
+            Some(axis) => Some(Span::of(axis, panel.series.iter().filter(right).flat_map(ys), true)?),
             None => None,
         };
         // Decades can stand closer than other ticks: their labels need no reading between.
@@ -69,15 +54,7 @@ impl<'a> Prepared<'a> {
         };
         let missing = edge::missing(panel, &x, &y, y2.as_ref());
         let y2_ticks = y2.as_ref().map(|span| span.ticks(most(span))).unwrap_or_default();
-        Ok(Self {
-            panel,
-            x,
-            y,
-            y2,
-            y_ticks: y.ticks(most(&y)),
-            y2_ticks,
-            missing,
-        })
+        Ok(Self { panel, x, y, y2, y_ticks: y.ticks(most(&y)), y2_ticks, missing })
     }
 
     /// Room needed left of the frame for labels.
@@ -87,22 +64,13 @@ impl<'a> Prepared<'a> {
 
     /// Room needed right of the frame for labels.
     pub(super) fn right(&self) -> f64 {
-        if self.y2.is_some() {
-            widest(&self.y2_ticks) + TICK_LENGTH + 34.0
-        } else {
-            20.0
-        }
+        if self.y2.is_some() { widest(&self.y2_ticks) + TICK_LENGTH + 34.0 } else { 20.0 }
     }
 
     /// Room needed above a frame of the given width: title and rows of mark labels.
     pub(super) fn top(&self, width: f64) -> f64 {
         let title = if self.panel.title.is_empty() { 0.0 } else { 24.0 };
-        let rows = self
-            .mark_rows(0.0, width)
-            .iter()
-            .map(|row| row.1 + 1)
-            .max()
-            .unwrap_or(0);
+        let rows = self.mark_rows(0.0, width).iter().map(|row| row.1 + 1).max().unwrap_or(0);
         title + rows as f64 * MARK_ROW + 8.0
     }
 
@@ -111,9 +79,7 @@ impl<'a> Prepared<'a> {
 
     /// Draws the panel; its title stands `title_above` the frame, as in its neighbours.
     pub(super) fn draw(&self, scene: &mut Scene, frame: Frame, title_above: f64) {
-        let x_ticks = self
-            .x
-            .ticks_over(frame.width(), |label| font::width(label, TICK_SIZE, false));
+        let x_ticks = self.x.ticks_over(frame.width(), |label| font::width(label, TICK_SIZE, false));
         self.draw_grid(scene, frame, &x_ticks);
         for series in &self.panel.series {
             self.draw_band(scene, frame, series);
@@ -126,17 +92,8 @@ impl<'a> Prepared<'a> {
         edge::draw(scene, self.panel, &self.missing, &self.x, frame);
         self.draw_words(scene, frame, title_above);
         if self.y.empty && self.y2.is_none_or(|span| span.empty) {
-            let middle = (
-                f64::midpoint(frame.left, frame.right),
-                f64::midpoint(frame.top, frame.bottom),
-            );
-            scene.text(Text::new(
-                "no finite value",
-                middle,
-                LABEL_SIZE,
-                Anchor::Middle,
-                Ink::grey(110),
-            ));
+            let middle = (f64::midpoint(frame.left, frame.right), f64::midpoint(frame.top, frame.bottom));
+            scene.text(Text::new("no finite value", middle, LABEL_SIZE, Anchor::Middle, Ink::grey(110)));
         }
     }
 
@@ -158,12 +115,7 @@ impl<'a> Prepared<'a> {
     }
 
     fn draw_axes(&self, scene: &mut Scene, frame: Frame, x_ticks: &Ticks) {
-        let Frame {
-            left,
-            top,
-            right,
-            bottom,
-        } = frame;
+        let Frame { left, top, right, bottom } = frame;
         for side in [
             [(left, top), (right, top)],
             [(left, bottom), (right, bottom)],
@@ -198,16 +150,11 @@ impl<'a> Prepared<'a> {
     /// Title, axis labels and mark labels.
     fn draw_words(&self, scene: &mut Scene, frame: Frame, title_above: f64) {
         let panel = self.panel;
-        let (middle_x, middle_y) = (
-            f64::midpoint(frame.left, frame.right),
-            f64::midpoint(frame.top, frame.bottom),
-        );
+        let (middle_x, middle_y) =
+            (f64::midpoint(frame.left, frame.right), f64::midpoint(frame.top, frame.bottom));
         let room = frame.width() + self.left();
         let at = (middle_x, frame.bottom + TICK_LENGTH + 30.0);
-        scene.text(fitted(
-            Text::new(panel.x.label.clone(), at, LABEL_SIZE, Anchor::Middle, TEXT),
-            room,
-        ));
+        scene.text(fitted(Text::new(panel.x.label.clone(), at, LABEL_SIZE, Anchor::Middle, TEXT), room));
 
         let at = (frame.left - self.left() + 10.0, middle_y);
         let ink = self.axis_ink(AxisSide::Left);
@@ -225,13 +172,7 @@ impl<'a> Prepared<'a> {
         let rows = self.mark_rows(frame.left, frame.width());
         for (mark, (centre, row)) in self.shown_marks().zip(&rows) {
             let y = frame.top - 9.0 - *row as f64 * MARK_ROW;
-            let label = Text::new(
-                mark.label.clone(),
-                (*centre, y),
-                MARK_SIZE,
-                Anchor::Middle,
-                Ink::grey(70),
-            );
+            let label = Text::new(mark.label.clone(), (*centre, y), MARK_SIZE, Anchor::Middle, Ink::grey(70));
             scene.text(fitted(label, room));
         }
         let at = (middle_x, frame.top - title_above);
@@ -253,10 +194,7 @@ impl<'a> Prepared<'a> {
     }
 
     fn shown_marks(&self) -> impl Iterator<Item = &super::describe::VerticalMark> {
-        self.panel
-            .marks
-            .iter()
-            .filter(|mark| self.x.misfit(mark.x).is_none())
+        self.panel.marks.iter().filter(|mark| self.x.misfit(mark.x).is_none())
     }
 
     /// Centre and row (0 is next to the frame) of each mark's label, so that none overlap.
@@ -300,10 +238,7 @@ impl<'a> Prepared<'a> {
     fn draw_band(&self, scene: &mut Scene, frame: Frame, series: &Series) {
         let Some(band) = &series.band else { return };
         let span = self.span_of(series);
-        let ink = Ink {
-            rgb: series.style.colour.rgb(),
-            alpha: BAND_ALPHA,
-        };
+        let ink = Ink { rgb: series.style.colour.rgb(), alpha: BAND_ALPHA };
         // An end of the interval beyond the axis lies outside of the frame; only NaN is nowhere.
         let beyond = |value: f64| match span.fraction(value) {
             Some(fraction) => Some(fraction),
@@ -360,11 +295,7 @@ impl<'a> Prepared<'a> {
     }
 
     fn span_of(&self, series: &Series) -> &Span {
-        if series.side == AxisSide::Right {
-            self.y2.as_ref().unwrap_or(&self.y)
-        } else {
-            &self.y
-        }
+        if series.side == AxisSide::Right { self.y2.as_ref().unwrap_or(&self.y) } else { &self.y }
     }
 
     /// With two axes, each is written in the colour of its first series.
@@ -395,19 +326,11 @@ fn place_y(span: &Span, frame: Frame, value: f64) -> f64 {
 }
 
 fn xs(series: &Series) -> impl Iterator<Item = f64> + '_ {
-    series
-        .points
-        .iter()
-        .map(|p| p.0)
-        .chain(series.band.iter().flatten().map(|b| b.0))
+    series.points.iter().map(|p| p.0).chain(series.band.iter().flatten().map(|b| b.0))
 }
 
 fn ys(series: &Series) -> impl Iterator<Item = f64> + '_ {
-    series
-        .points
-        .iter()
-        .map(|p| p.1)
-        .chain(series.band.iter().flatten().flat_map(|b| [b.1, b.2]))
+    series.points.iter().map(|p| p.1).chain(series.band.iter().flatten().flat_map(|b| [b.1, b.2]))
 }
 
 fn mark_places(panel: &Panel) -> impl Iterator<Item = f64> + '_ {
@@ -415,9 +338,5 @@ fn mark_places(panel: &Panel) -> impl Iterator<Item = f64> + '_ {
 }
 
 fn widest(ticks: &Ticks) -> f64 {
-    ticks
-        .labelled
-        .iter()
-        .map(|tick| font::width(&tick.1, TICK_SIZE, false))
-        .fold(0.0, f64::max)
+    ticks.labelled.iter().map(|tick| font::width(&tick.1, TICK_SIZE, false)).fold(0.0, f64::max)
 }

@@ -23,10 +23,7 @@ pub(super) fn paint(scene: &Scene, title: &str) -> Result<Vec<u8>> {
     let mut pixels = vec![255_u8; wide * high * 3];
     draw(scene, &mut pixels, (wide as u32, high as u32))
         .and_then(|()| encode(&average(&pixels, width, height), width as u32, height as u32))
-        .map_err(|error| RecordError::Drawing {
-            figure: title.to_owned(),
-            reason: error.to_string(),
-        })
+        .map_err(|error| RecordError::Drawing { figure: title.to_owned(), reason: error.to_string() })
 }
 
 fn draw(scene: &Scene, pixels: &mut [u8], size: (u32, u32)) -> std::result::Result<(), Failure> {
@@ -79,12 +76,7 @@ fn draw_line(
             continue;
         }
         let (nx, ny) = (-(y1 - y0) / length * half, (x1 - x0) / length * half);
-        let corners = [
-            (x0 + nx, y0 + ny),
-            (x1 + nx, y1 + ny),
-            (x1 - nx, y1 - ny),
-            (x0 - nx, y0 - ny),
-        ];
+        let corners = [(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)];
         backend.fill_polygon(corners.map(scaled), &style)?;
     }
     // Rounded down: a joint must not bulge out of its line.
@@ -107,26 +99,14 @@ fn draw_text(backend: &mut BitMapBackend, text: &Text) -> std::result::Result<()
     };
     let shift = (before * factor()).round() as i32;
     let mut result = Ok(());
-    font::rasterise(
-        &text.words,
-        text.size * factor(),
-        text.bold,
-        |dx, dy, coverage| {
-            let dx = dx - shift;
-            let at = if text.upwards {
-                (x + dy, y - dx)
-            } else {
-                (x + dx, y + dy)
-            };
-            let ink = colour(Ink {
-                alpha: text.ink.alpha * f64::from(coverage),
-                ..text.ink
-            });
-            if result.is_ok() {
-                result = backend.draw_pixel(at, ink.to_backend_color());
-            }
-        },
-    );
+    font::rasterise(&text.words, text.size * factor(), text.bold, |dx, dy, coverage| {
+        let dx = dx - shift;
+        let at = if text.upwards { (x + dy, y - dx) } else { (x + dx, y + dy) };
+        let ink = colour(Ink { alpha: text.ink.alpha * f64::from(coverage), ..text.ink });
+        if result.is_ok() {
+            result = backend.draw_pixel(at, ink.to_backend_color());
+        }
+    });
     result.map_err(Into::into)
 }
 
@@ -140,9 +120,7 @@ fn average(pixels: &[u8], width: usize, height: usize) -> Vec<u8> {
                 let mut sum = count / 2;
                 for dy in 0..OVERSAMPLING {
                     let start = (y * OVERSAMPLING + dy) * wide + x * OVERSAMPLING * 3 + channel;
-                    sum += (0..OVERSAMPLING)
-                        .map(|dx| u32::from(pixels[start + dx * 3]))
-                        .sum::<u32>();
+                    sum += (0..OVERSAMPLING).map(|dx| u32::from(pixels[start + dx * 3])).sum::<u32>();
                 }
                 image.push((sum / count) as u8);
             }

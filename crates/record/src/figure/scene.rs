@@ -45,15 +45,7 @@ pub(super) struct Text {
 
 impl Text {
     pub(super) fn new(words: impl Into<String>, at: Place, size: f64, anchor: Anchor, ink: Ink) -> Self {
-        Self {
-            words: words.into(),
-            at,
-            size,
-            bold: false,
-            anchor,
-            upwards: false,
-            ink,
-        }
+        Self { words: words.into(), at, size, bold: false, anchor, upwards: false, ink }
     }
 
     pub(super) fn width(&self) -> f64 {
@@ -148,17 +140,8 @@ mod tests {
 
     #[test]
     fn strokes_follow_the_path_round_corners() {
-        let mut scene = Scene {
-            size: (100.0, 100.0),
-            shapes: Vec::new(),
-        };
-        scene.strokes(
-            &[(0.0, 0.0), (5.0, 0.0), (5.0, 10.0)],
-            1.0,
-            Ink::grey(0),
-            6.0,
-            3.0,
-        );
+        let mut scene = Scene { size: (100.0, 100.0), shapes: Vec::new() };
+        scene.strokes(&[(0.0, 0.0), (5.0, 0.0), (5.0, 10.0)], 1.0, Ink::grey(0), 6.0, 3.0);
         let paths: Vec<_> = scene
             .shapes
             .iter()
@@ -167,12 +150,6 @@ mod tests {
                 _ => panic!("only lines"),
             })
             .collect();
-        assert_eq!(
-            paths,
-            [
-                vec![(0.0, 0.0), (5.0, 0.0), (5.0, 1.0)],
-                vec![(5.0, 4.0), (5.0, 10.0)]
-            ]
-        );
+        assert_eq!(paths, [vec![(0.0, 0.0), (5.0, 0.0), (5.0, 1.0)], vec![(5.0, 4.0), (5.0, 10.0)]]);
     }
 }

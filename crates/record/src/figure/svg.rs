@@ -21,10 +21,8 @@ const PLOTTERS_FONT_DIVISOR: f64 = 1.24;
 
 pub(super) fn paint(scene: &Scene, title: &str) -> Result<String> {
     let mut document = String::new();
-    draw(scene, &mut document).map_err(|error| RecordError::Drawing {
-        figure: title.to_owned(),
-        reason: error.to_string(),
-    })?;
+    draw(scene, &mut document)
+        .map_err(|error| RecordError::Drawing { figure: title.to_owned(), reason: error.to_string() })?;
     // The head says how large the figure is to be shown, in the scene's own units, and gives it a name.
     let body = document.split_once('\n').map_or("", |(_, body)| body);
     let (width, height) = scene.size;
@@ -34,10 +32,7 @@ pub(super) fn paint(scene: &Scene, title: &str) -> Result<String> {
         width * SCALE,
         height * SCALE
     );
-    let escaped = title
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;");
+    let escaped = title.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let _ = writeln!(svg, "<title>{escaped}</title>");
     svg.push_str(body);
     Ok(svg)
@@ -46,12 +41,7 @@ pub(super) fn paint(scene: &Scene, title: &str) -> Result<String> {
 fn draw(scene: &Scene, document: &mut String) -> std::result::Result<(), Box<dyn Error + Send + Sync>> {
     let size = ((scene.size.0 * SCALE) as u32, (scene.size.1 * SCALE) as u32);
     let mut backend = SVGBackend::with_string(document, size);
-    backend.draw_rect(
-        (0, 0),
-        (size.0 as i32, size.1 as i32),
-        &RGBColor(255, 255, 255).filled(),
-        true,
-    )?;
+    backend.draw_rect((0, 0), (size.0 as i32, size.1 as i32), &RGBColor(255, 255, 255).filled(), true)?;
     for shape in &scene.shapes {
         match shape {
             Shape::Line { path, width, ink } => {
@@ -82,11 +72,7 @@ fn colour(ink: Ink) -> RGBAColor {
 }
 
 fn text_style(text: &Text) -> TextStyle<'static> {
-    let style = if text.bold {
-        FontStyle::Bold
-    } else {
-        FontStyle::Normal
-    };
+    let style = if text.bold { FontStyle::Bold } else { FontStyle::Normal };
     let size = text.size * SCALE * PLOTTERS_FONT_DIVISOR;
     let mut font = FontDesc::new(FontFamily::Name(FAMILY), size, style);
     if text.upwards {

@@ -5,34 +5,26 @@ use crate::RecordError;
 
 fn interpolation() -> Figure {
     let alphas: Vec<f64> = (0..=40).map(|i| -2.0 + 0.1 * f64::from(i)).collect();
-    let mut loss: Vec<(f64, f64)> = alphas
-        .iter()
-        .map(|&a| (a, 1e-3 * 10_f64.powf(2.0 * (a - 0.5).abs())))
-        .collect();
+    let mut loss: Vec<(f64, f64)> =
+        alphas.iter().map(|&a| (a, 1e-3 * 10_f64.powf(2.0 * (a - 0.5).abs()))).collect();
     loss[0].1 = f64::INFINITY;
     loss[1].1 = f64::NAN;
     loss[20].1 = 0.0;
     loss[40].1 = 1e20;
-    let accuracy: Vec<(f64, f64)> = alphas
-        .iter()
-        .map(|&a| (a, 100.0 - 20.0 * (a - 0.5).abs()))
-        .collect();
+    let accuracy: Vec<(f64, f64)> = alphas.iter().map(|&a| (a, 100.0 - 20.0 * (a - 0.5).abs())).collect();
     let band = accuracy.iter().map(|&(a, v)| (a, v - 3.0, v + 3.0)).collect();
-    let panel = Panel::new(
-        "SGD <64> & Adam",
-        Axis::linear("α"),
-        Axis::log10("loss (nats)").with_range(1e-4, 1e3),
-    )
-    .with_right_axis(Axis::linear("accuracy (%)").with_range(0.0, 100.0))
-    .with(Series::line("train loss", Colour::Blue, loss))
-    .with(
-        Series::line("test accuracy", Colour::Vermillion, accuracy)
-            .dashed()
-            .on_right_axis()
-            .with_band(band),
-    )
-    .with_mark(0.0, "θ₁: batch 64")
-    .with_mark(1.0, "θ₂: batch 1024");
+    let panel =
+        Panel::new("SGD <64> & Adam", Axis::linear("α"), Axis::log10("loss (nats)").with_range(1e-4, 1e3))
+            .with_right_axis(Axis::linear("accuracy (%)").with_range(0.0, 100.0))
+            .with(Series::line("train loss", Colour::Blue, loss))
+            .with(
+                Series::line("test accuracy", Colour::Vermillion, accuracy)
+                    .dashed()
+                    .on_right_axis()
+                    .with_band(band),
+            )
+            .with_mark(0.0, "θ₁: batch 64")
+            .with_mark(1.0, "θ₂: batch 1024");
     Figure::new(
         "Between two minima",
         "digits · preset quick · seeds 0–4 · 10 models",
@@ -69,11 +61,7 @@ fn the_svg_says_all_and_has_a_number_for_every_place() {
     }
     assert!(!svg.contains("NaN") && !svg.contains("inf\"") && !svg.contains("2147483647"));
     assert_eq!(svg.matches("× not finite").count(), 2, "once a panel");
-    assert_eq!(
-        svg.matches(">\ntrain loss\n<").count(),
-        1,
-        "one legend for both panels"
-    );
+    assert_eq!(svg.matches(">\ntrain loss\n<").count(), 1, "one legend for both panels");
     assert_eq!(svg.matches("<svg ").count(), svg.matches("</svg>").count());
     assert!(svg.contains("text-anchor=\"middle\""));
 }
@@ -96,11 +84,8 @@ fn what_cannot_be_drawn_breaks_the_line_and_is_signed_at_the_edge() {
     // The first two places stand closer than two signs can: 2 strokes of a cross each, if apart.
     assert_eq!(lines(1.5), 4);
     assert_eq!(lines(1.2), 1);
-    let triangles = scene
-        .shapes
-        .iter()
-        .filter(|s| matches!(s, scene::Shape::Area { ink, .. } if *ink == blue))
-        .count();
+    let triangles =
+        scene.shapes.iter().filter(|s| matches!(s, scene::Shape::Area { ink, .. } if *ink == blue)).count();
     assert_eq!(triangles, 1);
 }
 
@@ -122,11 +107,7 @@ fn nothing_leaves_the_picture() {
                     scene::Anchor::End => 1.0,
                 } * text.width();
                 let ends = [-before, text.width() - before].map(|d| {
-                    if text.upwards {
-                        (text.at.0, text.at.1 - d)
-                    } else {
-                        (text.at.0 + d, text.at.1)
-                    }
+                    if text.upwards { (text.at.0, text.at.1 - d) } else { (text.at.0 + d, text.at.1) }
                 });
                 assert!(ends.iter().all(inside), "{text:?}");
             }
@@ -148,12 +129,7 @@ fn the_png_has_twice_the_size_and_the_same_colours() {
 #[test]
 fn empty_figures_are_drawn_and_say_so() {
     let axes = || (Axis::linear("x"), Axis::log10("loss"));
-    let nothing = vec![
-        (0.0, f64::NAN),
-        (1.0, f64::INFINITY),
-        (f64::NAN, 1.0),
-        (2.0, -1.0),
-    ];
+    let nothing = vec![(0.0, f64::NAN), (1.0, f64::INFINITY), (f64::NAN, 1.0), (2.0, -1.0)];
     for panel in [
         Panel::new("", axes().0, axes().1),
         Panel::new("", axes().0, axes().1).with(Series::line("a", Colour::Blue, Vec::new())),
@@ -164,42 +140,19 @@ fn empty_figures_are_drawn_and_say_so() {
         figure.to_png().unwrap();
     }
     let some = Series::scatter("a", Colour::Blue, nothing).with_band(vec![(0.0, f64::NAN, 1.0)]);
-    let svg = Figure::new("", "", vec![Panel::new("", axes().0, axes().1).with(some)])
-        .to_svg()
-        .unwrap();
-    assert!(
-        svg.contains("× not finite: 2 values") && svg.contains("at no finite x: 1 value"),
-        "{svg}"
-    );
+    let svg = Figure::new("", "", vec![Panel::new("", axes().0, axes().1).with(some)]).to_svg().unwrap();
+    assert!(svg.contains("× not finite: 2 values") && svg.contains("at no finite x: 1 value"), "{svg}");
     Figure::new("no panel", "", Vec::new()).to_png().unwrap();
 }
 
 #[test]
 fn extreme_values_do_not_break_the_drawing() {
-    let values = [
-        f64::MIN,
-        f64::MAX,
-        f64::MIN_POSITIVE,
-        5e-324,
-        0.0,
-        -0.0,
-        1e-300,
-        1.0,
-    ];
-    let points: Vec<(f64, f64)> = values
-        .iter()
-        .flat_map(|&x| values.iter().map(move |&y| (x, y)))
-        .collect();
+    let values = [f64::MIN, f64::MAX, f64::MIN_POSITIVE, 5e-324, 0.0, -0.0, 1e-300, 1.0];
+    let points: Vec<(f64, f64)> = values.iter().flat_map(|&x| values.iter().map(move |&y| (x, y))).collect();
     for scale in [Scale::Linear, Scale::Log10] {
-        let axis = || Axis {
-            label: "v".into(),
-            scale,
-            range: None,
-        };
+        let axis = || Axis { label: "v".into(), scale, range: None };
         let series = Series::line("a", Colour::Blue, points.clone()).with_points();
-        let svg = Figure::new("", "", vec![Panel::new("", axis(), axis()).with(series)])
-            .to_svg()
-            .unwrap();
+        let svg = Figure::new("", "", vec![Panel::new("", axis(), axis()).with(series)]).to_svg().unwrap();
         assert!(!svg.contains("NaN") && !svg.contains("2147483647"));
     }
 }
@@ -208,13 +161,8 @@ fn extreme_values_do_not_break_the_drawing() {
 fn both_files_are_written() {
     let folder = tempfile::tempdir().unwrap();
     let paths = interpolation().write(folder.path(), "interpolation").unwrap();
-    assert_eq!(
-        paths,
-        ["svg", "png"].map(|kind| folder.path().join(format!("interpolation.{kind}")))
-    );
+    assert_eq!(paths, ["svg", "png"].map(|kind| folder.path().join(format!("interpolation.{kind}"))));
     assert!(paths.iter().all(|path| path.metadata().unwrap().len() > 1000));
-    let error = interpolation()
-        .write(&folder.path().join("none"), "a")
-        .unwrap_err();
+    let error = interpolation().write(&folder.path().join("none"), "a").unwrap_err();
     assert!(matches!(error, RecordError::Write { .. }), "{error}");
 }
