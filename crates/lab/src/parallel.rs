@@ -64,6 +64,7 @@ mod tests {
         let jobs: Vec<u64> = (0..1000).collect();
         let done = AtomicUsize::new(0);
         let error = in_parallel(vec![(); 2], &jobs, |(), &n| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
             done.fetch_add(1, Ordering::Relaxed);
             if n == 3 { Err(anyhow!("job {n}")) } else { Ok(()) }
         });
