@@ -1,6 +1,6 @@
 """How long an epoch of training LeNet, and its evaluation, take in PyTorch: one JSON line per measurement.
 
-    training.py tune FOLDER THREADS BATCH               the fastest variants, as JSON, on 10,000 images
+    training.py tune FOLDER THREADS BATCH               the fastest variants, as JSON
     training.py tuned FOLDER THREADS BATCH CHOICE       PyTorch as fast as it goes: data in memory, no host round trips
     training.py notebook FOLDER THREADS BATCH           as tutorials have it: a Dataset, a DataLoader, loops over samples
 
@@ -89,7 +89,7 @@ def timed(work) -> tuple[float, dict]:
 
 
 def tune(images, labels, batch: int) -> dict:
-    images, labels = images[:WARM_UP], labels[:WARM_UP]
+    few, few_labels = images[:WARM_UP], labels[:WARM_UP]
 
     def fastest(variants: dict, work) -> dict:
         choices = [dict(zip(variants, values)) for values in product(*variants.values())]
@@ -97,9 +97,10 @@ def tune(images, labels, batch: int) -> dict:
         seconds = [min(timed(lambda: work(model(choice), choice))[0] for _ in range(2)) for choice in choices]
         return choices[seconds.index(min(seconds))]
 
+    # Evaluation on everything: which chunk is best depends on how long the allocator has been at it.
     layouts = {"relu_first": (True, False), "channels_last": (False, True)}
     return {
-        "train": fastest({**layouts, "fused": (True, False)}, lambda m, c: train(m, images, labels, batch, c)),
+        "train": fastest({**layouts, "fused": (True, False)}, lambda m, c: train(m, few, few_labels, batch, c)),
         "evaluate": fastest({**layouts, "chunk": CHUNKS}, lambda m, c: evaluate(m, images, labels, c)),
     }
 
@@ -122,7 +123,8 @@ def tuned(folder: str, batch: int, choice: dict) -> None:
 
     judged = model(choice["evaluate"])
     judged.load_state_dict(lenet.state_dict())
-    evaluate(judged, images[:WARM_UP], labels[:WARM_UP], choice["evaluate"])
+    # Once over everything first: PyTorch's allocator is up to twice as slow until it has been through it.
+    evaluate(judged, images, labels, choice["evaluate"])
     report("tuned", "evaluate", *timed(lambda: evaluate(judged, images, labels, choice["evaluate"])))
 
     # Two models side by side: processes, so that Python's lock is in nobody's way.
