@@ -437,7 +437,8 @@ fn training_figure(
     trained: &[Trained],
 ) -> Figure {
     let mut loss = Panel::new("loss", Axis::linear("epoch"), Axis::log10("cross-entropy (nats)"));
-    let mut accuracy = Panel::new("accuracy", Axis::linear("epoch"), Axis::linear("accuracy (%)"));
+    // Accuracies crowd below 100 %; what is left to it spreads out on a log axis.
+    let mut error = Panel::new("classification error", Axis::linear("epoch"), Axis::log10("error (%)"));
     for (index, minimum) in minima.iter().enumerate() {
         let curves: Vec<&[EpochRow]> =
             trained.iter().skip(index).step_by(minima.len()).map(|one| one.curve.as_slice()).collect();
@@ -452,15 +453,19 @@ fn training_figure(
                 Some((epoch as f64 + 1., geometric_mean_interval(&values, LEVEL)?))
             });
             loss = loss.with(dash(series(&name, Colour::nth(index), 1., losses)));
-            let accuracies = epochs.filter_map(|epoch| {
-                let values: Vec<f64> = at(epoch).iter().filter_map(|value| value.accuracy).collect();
+            let errors = epochs.filter_map(|epoch| {
+                let values: Vec<f64> = at(epoch)
+                    .iter()
+                    .filter_map(|value| value.accuracy)
+                    .map(|accuracy| 1. - accuracy)
+                    .collect();
                 Some((epoch as f64 + 1., mean_interval(&values, LEVEL)?))
             });
-            accuracy = accuracy.with(dash(series(&name, Colour::nth(index), 100., accuracies)));
+            error = error.with(dash(series(&name, Colour::nth(index), 100., errors)));
         }
     }
     let subtitle = settings.subtitle(run, seeds, "train: mean over the epoch; test: after it");
-    Figure::new("Training of the minima", subtitle, vec![loss, accuracy])
+    Figure::new("Training of the minima", subtitle, vec![loss, error])
 }
 
 /// The minima themselves.
