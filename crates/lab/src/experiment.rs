@@ -136,13 +136,13 @@ fn open<E: Experiment>(
     }
     // Numbers differ between devices in their last bits: a run is resumed only where it began.
     let identity = format!("# device: {:?}\n{text}", device.device);
-    let resumed =
-        if arguments.resume { RunFolder::resume_latest(&arguments.out, E::NAME, &identity)? } else { None };
+    let fresh = new_manifest::<E>(settings, arguments, &device)?;
+    let resumed = if arguments.resume { resumable::<E>(arguments, &identity, &fresh)? } else { None };
     if arguments.resume && resumed.is_none() {
-        progress.note("nothing to resume with these settings: this run starts from the beginning");
+        progress
+            .note("nothing to resume with these settings and this build: this run starts from the beginning");
     }
-    let (folder, manifest) = if let Some(folder) = resumed {
-        let mut manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
+    let (folder, manifest) = if let Some((folder, mut manifest)) = resumed {
         manifest.resumed.push(flatland_record::now_rfc3339());
         manifest.status = Status::Running;
         (manifest.error, manifest.ended, manifest.exit_code) = (None, None, None);
@@ -150,7 +150,7 @@ fn open<E: Experiment>(
         (folder, manifest)
     } else {
         let folder = RunFolder::create(&arguments.out, E::NAME, &identity)?;
-        (folder, new_manifest::<E>(settings, arguments, &device)?)
+        (folder, fresh)
     };
     folder.lock().map(std::mem::forget)?;
     let on = device.reason.as_deref().map(|reason| format!(" (auto: {reason})")).unwrap_or_default();
@@ -164,7 +164,7 @@ fn open<E: Experiment>(
         device,
         progress,
         data_dir: arguments.data_dir.clone(),
-        preset: arguments.preset.clone(),
+        preset: manifest.preset.clone(),
         interrupted,
         manifest: Mutex::new(manifest),
         written: Mutex::new(Vec::new()),
@@ -176,12 +176,29 @@ fn open<E: Experiment>(
     Ok(run)
 }
 
+/// The newest unfinished run with these settings, if the same code on the same machine began it: otherwise its numbers would
+/// be of two kinds.
+fn resumable<E: Experiment>(
+    arguments: &Arguments,
+    identity: &str,
+    fresh: &Manifest,
+) -> Result<Option<(RunFolder, Manifest)>> {
+    let Some(folder) = RunFolder::resume_latest(&arguments.out, E::NAME, identity)? else { return Ok(None) };
+    let manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
+    let origin = |manifest: &Manifest| {
+        (manifest.versions.clone(), manifest.git_commit.clone(), manifest.device.name.clone())
+    };
+    Ok((origin(&manifest) == origin(fresh)).then_some((folder, manifest)))
+}
+
 fn new_manifest<E: Experiment>(
     settings: &E::Settings,
     arguments: &Arguments,
     device: &ChosenDevice,
 ) -> Result<Manifest> {
-    let mut manifest = Manifest::new(E::NAME, &arguments.preset, serde_json::to_value(settings)?);
+    let changed = arguments.config.is_some() || !arguments.set.is_empty();
+    let preset = format!("{}{}", arguments.preset, if changed { ", changed" } else { "" });
+    let mut manifest = Manifest::new(E::NAME, &preset, serde_json::to_value(settings)?);
     manifest.seeds = E::seeds(settings);
     manifest.device = DeviceRecord {
         requested: arguments.device.clone(),

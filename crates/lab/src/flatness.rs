@@ -14,7 +14,7 @@ use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
 use flatland_geometry::{AlphaGrid, interpolate};
 use flatland_network::{Evaluation, Loss, Network, OptimiserSettings, Training, evaluate};
-use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells};
+use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells, sha256_hex};
 use flatland_statistics::{Interval, geometric_mean_interval, mean_interval};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -69,6 +69,15 @@ pub struct Minimum {
     pub draw: u32,
 }
 
+impl Minimum {
+    /// Each minimum starts from weights of its own and sees the examples in an order of its own, whatever else is trained:
+    /// 24 bits of its description's hash.
+    fn stream(&self) -> u32 {
+        let hash = sha256_hex(self.to_string().as_bytes());
+        u32::from_str_radix(&hash[..6], 16).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for Minimum {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "batch {}, lr {}", self.batch, self.lr)?;
@@ -104,6 +113,7 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
 
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
+        settings.images.check()?;
         ensure!(settings.epochs > 0, "epochs must be at least 1, found 0");
         ensure!(!settings.pairings.is_empty(), "pairings must name at least one pair of minima, found none");
         AlphaGrid::with_minima(settings.alpha.from, settings.alpha.to, settings.alpha.points)?;
@@ -195,15 +205,15 @@ impl Settings {
     }
 
     fn trials(&self, seed: u64, minima: &[Minimum]) -> Vec<Trial> {
-        let trial = |(stream, minimum): (usize, &Minimum)| Trial {
+        let trial = |minimum: &Minimum| Trial {
             name: format!("seed {seed}, {minimum}").replace(", ", "-").replace(' ', ""),
             seed,
-            stream: stream as u32,
+            stream: minimum.stream(),
             optimiser: self.optimiser(*minimum),
             batch: minimum.batch,
             epochs: self.epochs,
         };
-        minima.iter().enumerate().map(trial).collect()
+        minima.iter().map(trial).collect()
     }
 
     /// What every figure says below its title.

@@ -1,7 +1,7 @@
 //! A data set of images, made ready for a network and put on the device.
 
 use crate::run::Run;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use flatland_data::{DataSet, DataSetName, LoadOptions, Size32, Split, load, to_32, to_f32};
 use flatland_network::Examples;
 use flatland_record::DataSetRecord;
@@ -18,6 +18,16 @@ pub struct ImageSettings {
     pub train: usize,
     /// Test examples used, from the first; 0 for all.
     pub test: usize,
+}
+
+impl ImageSettings {
+    /// Refuses subsets of more examples than every data set here has.
+    pub fn check(&self) -> Result<()> {
+        for (key, count, all) in [("images.train", self.train, 60_000), ("images.test", self.test, 10_000)] {
+            ensure!(count <= all, "{key} must be at most {all}, or 0 for all, found {count}");
+        }
+        Ok(())
+    }
 }
 
 /// Both splits on the device: `[N, 1, 32, 32]`, normalised by the mean and standard deviation of the training images.

@@ -127,6 +127,8 @@ fn key(run: &Run, network: &Network, images: &Images, trial: &Trial) -> Result<S
     let data_set = run.manifest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).data_set.clone();
     let content = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "kernels": flatland_network::own_kernels_available(),
+        "network_name": network.name(),
         "trial": trial,
         "network": network.parameters().iter().map(|p| format!("{} {:?}", p.name, p.shape)).collect::<Vec<_>>(),
         "data": data_set.map(|data| (data.name, data.checksums, data.preparation)),

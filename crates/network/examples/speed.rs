@@ -102,7 +102,7 @@ fn epochs(
     Ok(theta)
 }
 
-/// The peer that acceptance compares with: plain operators on the same flat θ, pooling as the maximum of four strided
+/// A peer: plain operators on the same flat θ, pooling as the maximum of four strided
 /// views, ReLU after it.
 fn evaluate_views(network: &Network, theta: &Tensor, examples: &Examples, chunk: i64) -> Result<(f64, f64)> {
     let _no_grad = tch::no_grad_guard();

@@ -5,8 +5,9 @@
 //! output at most a quarter is not zero: only each window's winner gets any, and none where ReLU is closed. The backward
 //! pass therefore walks a list of winners instead of convolving.
 //!
-//! The same numbers as the plain operators, but for the order of sums: tested below, ties included. Where these kernels do
-//! not fit (f64, another processor, other windows), the plain operators run.
+//! The same numbers as the plain operators, but for the order of sums: tested below, ties included. NaN and infinities pass
+//! forward as they do there; backward, plain operators multiply them with the zeros of the losing places and so spread NaN
+//! further. Where these kernels do not fit (f64, another processor, other windows), the plain operators run.
 
 use crate::Result;
 use tch::{Device, Kind, Tensor};
@@ -39,23 +40,27 @@ const OWN_CONVOLUTION_CHANNELS: usize = 3;
 
 /// Whether the kernels can do it: f32 on a CPU with AVX-512, a square kernel of at most 8x8.
 pub fn fits(x: &Tensor, weight: &Tensor) -> bool {
-    let kernel = weight.size()[2] as usize;
+    let on_cpu = |tensor: &Tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Float;
     available()
-        && x.device() == Device::Cpu
-        && x.kind() == Kind::Float
-        && weight.kind() == Kind::Float
-        && kernel <= MAX_KERNEL
+        && on_cpu(x)
+        && on_cpu(weight)
+        && x.dim() == 4
+        && x.numel() > 0
+        && weight.dim() == 4
+        && weight.size()[2] as usize <= MAX_KERNEL
 }
 
+/// Whether this processor has what the kernels need.
 #[cfg(target_arch = "x86_64")]
-fn available() -> bool {
+pub fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("fma")
 }
 
+/// Whether this processor has what the kernels need.
 #[cfg(not(target_arch = "x86_64"))]
-fn available() -> bool {
+pub fn available() -> bool {
     false
 }
 
@@ -69,8 +74,10 @@ pub fn forward(
     padding: i64,
     rectified: bool,
 ) -> Result<(Tensor, Saved)> {
+    assert!(fits(x, weight), "callers ask first");
     let _no_grad = tch::no_grad_guard();
-    let x = if padding > 0 { x.f_constant_pad_nd([padding; 4])? } else { x.f_contiguous()? };
+    let x =
+        if padding > 0 { x.f_constant_pad_nd([padding; 4])? } else { x.shallow_clone() }.f_contiguous()?;
     let shape = Shape::of(&x, weight);
     let (weight, bias) = (weight.f_contiguous()?, bias.f_contiguous()?);
     let y = Tensor::f_empty(shape.pooled(), (Kind::Float, Device::Cpu))?;
@@ -123,14 +130,15 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
 
 /// The numbers of a contiguous f32 tensor on the CPU.
 fn numbers(tensor: &Tensor) -> &[f32] {
-    debug_assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
-    // SAFETY: contiguous f32 on the CPU, as every caller made sure; the borrow keeps the storage alive.
+    assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
+    // SAFETY: contiguous f32 on the CPU; the borrow keeps the storage alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 
 /// The same, to be written to; for tensors that were just made here.
 #[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
 fn numbers_mut(tensor: &Tensor) -> &mut [f32] {
+    assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
     // SAFETY: as above, and nothing else looks at a tensor that was just made.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
@@ -178,23 +186,26 @@ mod kernels {
 
     impl Open {
         pub fn list(_: &[u8], _: &[f32], _: Shape) -> Self {
-            Self
+            unreachable!()
         }
     }
 
-    pub fn convolve_and_pool(
-        _: &[f32],
-        _: &[f32],
-        _: &[f32],
-        _: &mut [f32],
-        _: &mut [u8],
-        _: Shape,
-        _: bool,
-    ) {
+    #[rustfmt::skip]
+    pub fn convolve_and_pool(_: &[f32], _: &[f32], _: &[f32], _: &mut [f32], _: &mut [u8], _: Shape, _: bool) {
+        unreachable!()
     }
-    pub fn pool(_: &[f32], _: &mut [f32], _: &mut [u8], _: Shape, _: bool) {}
-    pub fn weight_gradient(_: &Open, _: &[f32], _: &mut [f32], _: &mut [f32], _: Shape) {}
-    pub fn input_gradient(_: &Open, _: &[f32], _: &mut [f32], _: Shape) {}
+
+    pub fn pool(_: &[f32], _: &mut [f32], _: &mut [u8], _: Shape, _: bool) {
+        unreachable!()
+    }
+
+    pub fn weight_gradient(_: &Open, _: &[f32], _: &mut [f32], _: &mut [f32], _: Shape) {
+        unreachable!()
+    }
+
+    pub fn input_gradient(_: &Open, _: &[f32], _: &mut [f32], _: Shape) {
+        unreachable!()
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -665,6 +676,16 @@ mod tests {
     }
 
     #[test]
+    fn an_input_in_another_layout_is_the_same_input() {
+        tch::set_num_threads(1);
+        let x = whole_numbers(&[2, 9, 11, 4], 5).permute([0, 3, 1, 2]);
+        let weight = whole_numbers(&[3, 4, 3, 3], 6);
+        for padding in [0, 2] {
+            compare(&x, &weight, &whole_numbers(&[3], 7), padding, true);
+        }
+    }
+
+    #[test]
     fn nan_passes_through() {
         let x = Tensor::zeros([1, 1, 6, 6], (Kind::Float, Device::Cpu));
         let weight = Tensor::full([1, 1, 3, 3], f64::NAN, (Kind::Float, Device::Cpu));
@@ -674,7 +695,12 @@ mod tests {
             assert!(bool::try_from(y.isnan().all()).unwrap());
             let gradient = backward(&saved, &weight, &y.ones_like(), true).unwrap();
             assert!((gradient.bias.double_value(&[0]) - 4.).abs() < 1e-12);
+            // Where winners are, dx is NaN; the plain operators make it NaN everywhere that a kernel reaches.
             assert!(bool::try_from(gradient.x.unwrap().isnan().any()).unwrap());
+            let x = Tensor::full([1, 1, 6, 6], f64::NAN, (Kind::Float, Device::Cpu));
+            let (_, saved) = forward(&x, &weight.ones_like(), &bias, 0, true).unwrap();
+            let gradient = backward(&saved, &weight.ones_like(), &y.ones_like(), false).unwrap();
+            assert!(bool::try_from(gradient.weight.isnan().all()).unwrap());
         }
     }
 }

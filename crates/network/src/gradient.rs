@@ -50,6 +50,10 @@ fn single(
 ) -> Result<BatchGradient> {
     network.check_inputs(x, None)?;
     let count = x.size()[0];
+    if count == 0 || targets.size().first() != Some(&count) {
+        let expected = format!("one for each of the {count} inputs, and at least one");
+        return Err(NetworkError::Shape { what: "targets", found: targets.size(), expected });
+    }
     if count <= CPU_PIECE || theta.device() != Device::Cpu || !network.is_convolutional() {
         return piece(network, theta, x, targets, loss);
     }

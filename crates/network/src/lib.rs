@@ -22,6 +22,7 @@ pub mod snapshot;
 pub mod streams;
 mod training;
 
+pub use block::available as own_kernels_available;
 pub use error::NetworkError;
 pub use evaluation::{Evaluation, evaluate};
 pub use examples::Examples;

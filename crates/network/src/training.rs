@@ -58,6 +58,10 @@ impl Training<'_> {
     pub fn epoch(&mut self) -> Result<Epoch> {
         let count = self.examples.count();
         Self::check_batch(self.batch, count)?;
+        if self.theta.dim() != 1 {
+            let expected = format!("[{}]", self.network.count());
+            return Err(NetworkError::Shape { what: "θ", found: self.theta.size(), expected });
+        }
         let order = (self.batch < count).then(|| self.order(count)).transpose()?;
         let device = self.theta.device();
         let mut total = Tensor::f_zeros([], (Kind::Double, device))?;

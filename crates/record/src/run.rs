@@ -139,6 +139,7 @@ impl RunFolder {
         }
         remove_partial(&self.path);
         remove_partial(&self.path.join(TRIALS_FOLDER));
+        remove_partial(&self.path.join("weights"));
         Ok(LockGuard { _file: file })
     }
 
@@ -177,26 +178,31 @@ impl RunFolder {
     /// # Errors
     /// [`RecordError::Read`] if a file cannot be read.
     pub fn file_records(&self) -> Result<Vec<FileRecord>> {
-        let entries = fs::read_dir(&self.path).map_err(|source| RecordError::read(&self.path, source))?;
         let mut records = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(|source| RecordError::read(&self.path, source))?.path();
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-                continue;
-            };
-            if name.starts_with('.') || name == MANIFEST_FILE || !path.is_file() {
-                continue;
-            }
-            let bytes = fs::read(&path).map_err(|source| RecordError::read(&path, source))?;
-            records.push(FileRecord {
-                name: name.to_owned(),
-                bytes: bytes.len() as u64,
-                sha256: sha256_hex(&bytes),
-            });
-        }
+        records_below(&self.path, "", &mut records)?;
         records.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(records)
     }
+}
+
+/// Adds the files of a folder and of those in it, by their path from the run's folder.
+fn records_below(folder: &Path, prefix: &str, records: &mut Vec<FileRecord>) -> Result<()> {
+    let entries = fs::read_dir(folder).map_err(|source| RecordError::read(folder, source))?;
+    for entry in entries {
+        let path = entry.map_err(|source| RecordError::read(folder, source))?.path();
+        let Some(file) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let name = format!("{prefix}{file}");
+        if file.starts_with('.') || name == MANIFEST_FILE || name == TRIALS_FOLDER {
+            continue;
+        }
+        if path.is_dir() {
+            records_below(&path, &format!("{name}/"), records)?;
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(|source| RecordError::read(&path, source))?;
+        records.push(FileRecord { name, bytes: bytes.len() as u64, sha256: sha256_hex(&bytes) });
+    }
+    Ok(())
 }
 
 /// The present time as RFC 3339 in UTC, to the second: `2026-11-24T18:37:12Z`.
