@@ -126,9 +126,6 @@ impl Checkpoint {
         let header: Header = serde_json::from_str(text)
             .map_err(|error| refuse(format!("the checkpoint's header is damaged ({error})")))?;
         let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
-        if header.network != network.name() {
-            return Err(refuse(format!("they were saved from the network {}", header.network)));
-        }
         let theta = parameters_of(network, &file)?;
         let mut state = BTreeMap::new();
         for (name, view) in file.iter() {
@@ -143,6 +140,9 @@ impl Checkpoint {
             } else if !network.parameters().iter().any(|parameter| parameter.name == name) {
                 return Err(refuse(format!("it has no parameter named {name:?}")));
             }
+        }
+        if header.network != network.name() {
+            return Err(refuse(format!("they were saved from the network {}", header.network)));
         }
         let mut views: Vec<_> = file.iter().collect();
         views.sort_by_key(|(name, _)| *name);
