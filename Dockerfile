@@ -4,8 +4,8 @@
 #   docker build --tag flatland:cuda --build-arg DEVICE=cuda .    CPU and CUDA (needs no GPU to build)
 #   add --build-arg GIT_COMMIT=$(git rev-parse HEAD) for the manifests of its runs to name the commit
 #
-#   docker run --rm -v "$PWD/outputs:/work/outputs" --user "$(id -u):$(id -g)" flatland flatness --preset quick --dataset digits
-#   docker run --rm --gpus all -v "$PWD/outputs:/work/outputs" -v "$PWD/data:/data" flatland:cuda flatness --device cuda
+#   docker run --rm -v "$PWD/outputs:/flatland/outputs" --user "$(id -u):$(id -g)" flatland flatness --preset quick --dataset digits
+#   docker run --rm --gpus all -v "$PWD/outputs:/flatland/outputs" -v "$PWD/data:/data" flatland:cuda flatness --device cuda
 #
 # Stop it with `docker stop --time 60` (or Ctrl-C): the run ends with exit code 75 after the epoch at hand, and --resume goes on.
 
@@ -27,7 +27,7 @@ RUN cargo build --release --locked --package flatland-lab --bins
 RUN <<'SCRIPT'
 set -eu
 root=/image/opt/flatland
-mkdir -p "$root/bin" "$root/torch/lib" "$root/nvidia" /image/work/outputs /image/data
+mkdir -p "$root/bin" "$root/torch/lib" "$root/nvidia" /image/flatland/outputs /image/data
 for source in crates/lab/src/bin/*.rs; do
   install -m 755 "target/release/$(basename "$source" .rs)" "$root/bin/"
 done
@@ -44,7 +44,7 @@ find .libtorch/nvidia -name '*.so*' -type f | while read -r library; do
 done
 cp LICENSE-MIT LICENSE-APACHE "$root/"
 # Anyone may write here, so that `docker run --user` works with any user.
-chmod 1777 /image/work /image/work/outputs /image/data
+chmod 1777 /image/flatland /image/flatland/outputs /image/data
 SCRIPT
 
 # ---------------------------------------------------------------------------------------------------- run
@@ -68,7 +68,7 @@ ENV PATH=/opt/flatland/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER flatland
-WORKDIR /work
-VOLUME ["/work/outputs", "/data"]
+WORKDIR /flatland
+VOLUME ["/flatland/outputs", "/data"]
 # The experiment is the first word after the image's name.
 CMD ["flatness", "--help"]
