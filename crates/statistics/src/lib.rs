@@ -1,5 +1,13 @@
 //! What several seeds together say. It knows nothing of networks: numbers in, numbers out.
+//!
+//! A [`Claim`] is written down before the data, with the [`Rule`] by which the values of the seeds, one each, decide it at
+//! the level of 95 % ([`LEVEL`]); [`Claim::judge`] gives the verdict.
 
+mod claim;
 mod interval;
 
-pub use interval::{Interval, geometric_mean_interval, mean_interval};
+pub use claim::{Claim, LEVEL, Outcome, Rule, Verdict};
+pub use interval::{
+    Interval, bootstrap_interval, geometric_mean_interval, mean_interval, median, median_interval,
+    share_interval,
+};
