@@ -2,4 +2,4 @@
 
 mod line;
 
-pub use line::{AlphaGrid, GridError, interpolate};
+pub use line::{AlphaGrid, GridError, barrier, interpolate};

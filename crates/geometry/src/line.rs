@@ -74,6 +74,20 @@ pub fn interpolate(theta1: &Tensor, theta2: &Tensor, alpha: f64) -> Result<Tenso
     Ok(theta1.f_mul_scalar(1. - alpha)?.f_add(&theta2.f_mul_scalar(alpha)?)?)
 }
 
+/// The barrier between two minima: the largest rise of a loss or an error over 0 ≤ α ≤ 1 above the straight line between its
+/// values at the ends, `max (L(α) - (1 - α) L(0) - α L(1))` (Frankle et al. 2020, "Linear mode connectivity and the lottery
+/// ticket hypothesis"); 0 when it rises nowhere.
+///
+/// `values` are `(α, L)`, in any order, with α = 0 and 1 among them, else `None`. An infinite or NaN value carries over.
+pub fn barrier(values: &[(f64, f64)]) -> Option<f64> {
+    let at = |end: f64| values.iter().find(|(alpha, _)| (alpha - end).abs() < 1e-12).map(|(_, value)| *value);
+    let (first, second) = (at(0.)?, at(1.)?);
+    let within = values.iter().filter(|(alpha, _)| (0. ..=1.).contains(alpha));
+    let rises = within.map(|(alpha, value)| value - (1. - alpha) * first - alpha * second);
+    // f64::max would pass over a NaN.
+    Some(rises.fold(0., |most: f64, rise| if most.is_nan() || rise <= most { most } else { rise }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +115,16 @@ mod tests {
         assert!(AlphaGrid::with_minima(-2., 2., usize::MAX).is_err());
         assert!(AlphaGrid::with_minima(2., -2., 5).is_err());
         assert!(AlphaGrid::with_minima(f64::NAN, 2., 5).is_err());
+    }
+
+    #[test]
+    fn the_barrier_is_measured_from_the_line_between_the_ends() {
+        let tent = [(-1., 9.), (0., 1.), (0.25, 2.5), (0.5, 4.), (0.75, 4.), (1., 3.), (2., 50.)];
+        assert_eq!(barrier(&tent), Some(2.));
+        assert_eq!(barrier(&[(1., 0.), (0.5, -1.), (0., 0.)]), Some(0.));
+        assert_eq!(barrier(&[(0.5, 1.), (1., 0.)]), None);
+        assert_eq!(barrier(&[(0., 1.), (0.5, f64::INFINITY), (0.6, 2.), (1., 1.)]), Some(f64::INFINITY));
+        assert!(barrier(&[(0., 1.), (0.5, f64::NAN), (0.6, 2.), (1., 1.)]).unwrap().is_nan());
     }
 
     #[test]

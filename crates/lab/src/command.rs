@@ -1,10 +1,23 @@
 //! The command line, the same for every experiment.
 
-use clap::Parser;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 use std::path::PathBuf;
 
+/// A flag of one experiment alone: what it is given, once or more often, becomes the list under `key` in the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Flag {
+    /// Without the dashes.
+    pub name: &'static str,
+    /// The key in the settings.
+    pub key: &'static str,
+    /// What stands for its value in `--help`.
+    pub value_name: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
 /// What every experiment's binary takes. Flags go over `--set`, `--set` over `--config`, `--config` over the preset.
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Arguments {
     /// Settings to start from: `paper` (the report's) or `quick` (about a minute on 2 cores)
@@ -61,4 +74,29 @@ pub struct Arguments {
     /// Print the settings as they come out of preset, file and flags, and stop
     #[arg(long)]
     pub show_settings: bool,
+
+    /// What the experiment's own flags were given.
+    #[arg(skip)]
+    pub own: Vec<(Flag, Vec<String>)>,
+}
+
+impl Arguments {
+    /// The command of an experiment with flags of its own.
+    pub fn command_with(flags: &[Flag]) -> Command {
+        flags.iter().fold(Self::command(), |command, flag| {
+            let own = Arg::new(flag.name).long(flag.name).value_name(flag.value_name).help(flag.help);
+            command.arg(own.action(ArgAction::Append).allow_hyphen_values(true))
+        })
+    }
+
+    /// Reads what [`Arguments::command_with`] matched.
+    pub fn read(matches: &ArgMatches, flags: &[Flag]) -> Result<Self, clap::Error> {
+        let mut arguments = Self::from_arg_matches(matches)?;
+        for flag in flags {
+            if let Some(values) = matches.get_many::<String>(flag.name) {
+                arguments.own.push((*flag, values.cloned().collect()));
+            }
+        }
+        Ok(arguments)
+    }
 }

@@ -1,11 +1,11 @@
 //! What an experiment is, and the way from its command line to its run's folder.
 
-use crate::command::Arguments;
+use crate::command::{Arguments, Flag};
 use crate::progress::Progress;
 use crate::run::{Interrupted, Run};
 use crate::settings::resolve;
+use crate::summary::short;
 use anyhow::{Context, Result, ensure};
-use clap::{CommandFactory, FromArgMatches};
 use flatland_network::allocator;
 use flatland_network::device::{ChosenDevice, DeviceChoice, choose};
 use flatland_record::{DeviceRecord, MANIFEST_FILE, Manifest, RunFolder, Status};
@@ -15,18 +15,18 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use tch::Device;
 
 /// Success.
-const OK: u8 = 0;
+pub(crate) const OK: u8 = 0;
 /// The run failed; the message says why.
-const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// The command line or a setting is wrong (also clap's own code). Nothing was run.
-const USAGE: u8 = 2;
+pub(crate) const USAGE: u8 = 2;
 /// Interrupted by a signal; `--resume` goes on. `EX_TEMPFAIL`, which schedulers take as "try again".
-const INTERRUPTED: u8 = 75;
+pub(crate) const INTERRUPTED: u8 = 75;
 
 /// One experiment: what it is called, what may be set, and how it runs.
 pub trait Experiment {
@@ -36,6 +36,10 @@ pub trait Experiment {
     const ABOUT: &'static str;
     /// Examples for `--help`.
     const EXAMPLES: &'static str;
+    /// Flags of its own, beside those that all experiments have.
+    const FLAGS: &'static [Flag] = &[];
+    /// How many seconds each preset takes on 2 cores, as measured.
+    const SECONDS: &'static [(&'static str, f64)];
     /// Its presets: the text of `configs/<name>.toml`.
     const PRESETS: &'static str;
     /// Everything that may be set.
@@ -57,34 +61,76 @@ pub trait Experiment {
     fn run(settings: &Self::Settings, run: &Run) -> Result<comfy_table::Table>;
 }
 
+/// An experiment among others, for `lab`.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// The question that it answers.
+    pub about: &'static str,
+    /// The text of its presets.
+    pub presets: &'static str,
+    /// How many seconds each preset takes on 2 cores.
+    pub seconds: &'static [(&'static str, f64)],
+    /// Flags of its own.
+    pub flags: &'static [Flag],
+    /// Its command line.
+    pub command: fn() -> clap::Command,
+    /// Runs it; returns the exit code.
+    pub run: fn(&Arguments) -> u8,
+}
+
+impl Entry {
+    /// The entry of one experiment.
+    pub const fn of<E: Experiment>() -> Self {
+        Self {
+            name: E::NAME,
+            about: E::ABOUT,
+            presets: E::PRESETS,
+            seconds: E::SECONDS,
+            flags: E::FLAGS,
+            command: command::<E>,
+            run: run::<E>,
+        }
+    }
+}
+
+fn command<E: Experiment>() -> clap::Command {
+    Arguments::command_with(E::FLAGS).name(E::NAME).about(E::ABOUT).after_help(format!(
+        "{}\n\nExit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (--resume goes on).",
+        E::EXAMPLES
+    ))
+}
+
 /// The whole of an experiment's binary.
 pub fn main<E: Experiment>() -> ExitCode {
     allocator::keep_large_blocks();
-    let command =
-        Arguments::command().name(E::NAME).bin_name(E::NAME).about(E::ABOUT).after_help(E::EXAMPLES);
-    let arguments = match Arguments::from_arg_matches(&command.get_matches()) {
-        Ok(arguments) => arguments,
+    let command = command::<E>().bin_name(E::NAME);
+    match Arguments::read(&command.get_matches(), E::FLAGS) {
+        Ok(arguments) => ExitCode::from(run::<E>(&arguments)),
         Err(error) => error.exit(),
-    };
-    let prepared = prepare::<E>(&arguments);
-    let code = match prepared {
+    }
+}
+
+/// From a command line to an exit code.
+fn run<E: Experiment>(arguments: &Arguments) -> u8 {
+    match prepare::<E>(arguments) {
         Ok(None) => OK,
         Ok(Some((settings, run))) => execute::<E>(&settings, &run),
         Err((error, code)) => {
             complain(&error);
             code
         }
-    };
-    ExitCode::from(code)
+    }
 }
 
-fn complain(error: &anyhow::Error) {
+pub(crate) fn complain(error: &anyhow::Error) {
     // One sentence: what was attempted, then the cause.
     eprintln!("error: {error:#}");
 }
 
 /// To stdout, whose reader may have gone away (`… | head`): no failure, and no panic.
-fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -116,16 +162,14 @@ fn prepare<E: Experiment>(arguments: &Arguments) -> Prepared<E::Settings> {
     Ok(Some((settings, run)))
 }
 
-fn open<E: Experiment>(
-    settings: &E::Settings,
-    text: &str,
-    arguments: &Arguments,
-    device: ChosenDevice,
-) -> Result<Run> {
-    let progress = Progress::new(arguments.quiet);
-    let interrupted = Arc::new(AtomicBool::new(false));
+/// What the first signal sets; the second ends the process at once. Listened to once, however many runs a process makes.
+pub(crate) fn interruption() -> Result<Arc<AtomicBool>> {
+    static INTERRUPTION: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    if let Some(interrupted) = INTERRUPTION.get() {
+        return Ok(Arc::clone(interrupted));
+    }
+    let interrupted = Arc::clone(INTERRUPTION.get_or_init(Arc::default));
     for signal in signal_hook::consts::TERM_SIGNALS {
-        // The second signal ends the process at once.
         signal_hook::flag::register_conditional_shutdown(
             *signal,
             INTERRUPTED.into(),
@@ -134,6 +178,17 @@ fn open<E: Experiment>(
         .and_then(|_| signal_hook::flag::register(*signal, Arc::clone(&interrupted)))
         .context("cannot listen to signals")?;
     }
+    Ok(interrupted)
+}
+
+fn open<E: Experiment>(
+    settings: &E::Settings,
+    text: &str,
+    arguments: &Arguments,
+    device: ChosenDevice,
+) -> Result<Run> {
+    let progress = Progress::new(arguments.quiet);
+    let interrupted = interruption()?;
     // Numbers differ between devices in their last bits: a run is resumed only where it began.
     let identity = format!("# device: {:?}\n{text}", device.device);
     let fresh = new_manifest::<E>(settings, arguments, &device)?;
@@ -168,6 +223,7 @@ fn open<E: Experiment>(
         interrupted,
         manifest: Mutex::new(manifest),
         written: Mutex::new(Vec::new()),
+        outcomes: Mutex::new(Vec::new()),
     };
     run.update_manifest(|_| ())?;
     if let Err(error) = run.folder.point_latest() {
@@ -229,7 +285,9 @@ fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
     let message = result.as_ref().err().map(|error| format!("{error:#}"));
     let closed = run.close(status, message, code, start.elapsed().as_secs_f64());
     let closed = match result {
-        Ok(numbers) => closed.and_then(|()| print(&format!("{numbers}\n{}\n", closing_table(run)))),
+        Ok(numbers) => {
+            closed.and_then(|()| print(&format!("{numbers}\n{}{}\n", verdicts(run), closing_table(run))))
+        }
         Err(error) => {
             complain(&error);
             return code;
@@ -244,6 +302,30 @@ fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
     }
 }
 
+/// What the seeds say of each claim; nothing where there is none.
+fn verdicts(run: &Run) -> String {
+    let outcomes = run.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+    if outcomes.is_empty() {
+        return String::new();
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    table.set_header(["claim", "verdict", "estimate", "95 % interval", "seeds"]);
+    for outcome in outcomes.iter() {
+        let claim = &outcome.claim;
+        let interval = outcome.interval.map(|(low, high)| format!("{} to {}", short(low), short(high)));
+        table.add_row([
+            format!("{} ({})", claim.statement, claim.source),
+            outcome.verdict.to_string(),
+            outcome.estimate.map(short).unwrap_or_default(),
+            interval.unwrap_or_default(),
+            outcome.seeds.to_string(),
+        ]);
+    }
+    format!("{table}\n")
+}
+
 /// Where everything lies.
 fn closing_table(run: &Run) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
@@ -254,6 +336,11 @@ fn closing_table(run: &Run) -> comfy_table::Table {
     table.add_row([MANIFEST_FILE, "settings, seeds, data, versions, checksums of the files"]);
     table.add_row([format!("in {}", run.folder.path().display())]);
     table
+}
+
+/// The seeds from `first` on.
+pub(crate) fn seeds_from(first: u64, count: u64) -> Vec<u64> {
+    (first..first.saturating_add(count)).collect()
 }
 
 /// Refuses a count of repetitions that is none, or surely a slip.

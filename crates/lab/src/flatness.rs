@@ -4,18 +4,20 @@
 //! `θ(α) = (1 - α) θ₁ + α θ₂`, loss and accuracy show how wide each minimum is (after Keskar et al. 2017, "On large-batch
 //! training for deep learning", and Goodfellow et al. 2015).
 
-use crate::experiment::{Experiment, check_seeds};
+use crate::curves::{Group, curve_panels, curve_table};
+use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
 use crate::parallel::in_parallel;
 use crate::run::Run;
-use crate::trial::{EpochRow, Trained, Trial, train};
+use crate::summary::{number, series, subtitle};
+use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_both, train_all};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
-use flatland_geometry::{AlphaGrid, interpolate};
-use flatland_network::{Evaluation, Loss, Network, OptimiserSettings, Training, evaluate};
+use flatland_geometry::{AlphaGrid, barrier, interpolate};
+use flatland_network::{Evaluation, Network, OptimiserSettings, Training};
 use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells, sha256_hex};
-use flatland_statistics::{Interval, geometric_mean_interval, mean_interval};
+use flatland_statistics::{Claim, Interval, LEVEL, Outcome, Rule, geometric_mean_interval, mean_interval};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tch::Tensor;
@@ -89,8 +91,7 @@ impl fmt::Display for Minimum {
 struct Point {
     seed: u64,
     alpha: f64,
-    train: Evaluation,
-    test: Evaluation,
+    both: Both,
 }
 
 /// The experiment.
@@ -105,15 +106,14 @@ impl Experiment for Flatness {
   flatness --preset quick --dataset digits      about a minute, no files needed
   flatness --seeds 5 --device cuda              the report's settings with error bars
   flatness --set epochs=10 --set alpha.points=101
-  flatness --resume                             after Ctrl-C or a crash
-
-Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (--resume goes on).";
+  flatness --resume                             after Ctrl-C or a crash";
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 280.), ("quick", 60.)];
     const PRESETS: &'static str = include_str!("../../../configs/flatness.toml");
     type Settings = Settings;
 
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
-        settings.images.check()?;
+        settings.images.preparation().check()?;
         ensure!(settings.epochs > 0, "epochs must be at least 1, found 0");
         ensure!(!settings.pairings.is_empty(), "pairings must name at least one pair of minima, found none");
         AlphaGrid::with_minima(settings.alpha.from, settings.alpha.to, settings.alpha.points)?;
@@ -134,7 +134,7 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
             for minimum in [pairing.first, pairing.second] {
                 let found_at = || format!("pairing {:?}", pairing.name);
                 settings.optimiser(minimum).check().with_context(found_at)?;
-                let most = if settings.images.train == 0 { 60_000 } else { settings.images.train as i64 };
+                let most = settings.images.preparation().most();
                 Training::check_batch(minimum.batch, most).with_context(found_at)?;
             }
         }
@@ -142,29 +142,29 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
     }
 
     fn seeds(settings: &Settings) -> Vec<u64> {
-        (settings.seed..settings.seed.saturating_add(settings.seeds)).collect()
+        seeds_from(settings.seed, settings.seeds)
     }
 
     fn run(settings: &Settings, run: &Run) -> Result<ClosingTable> {
-        let images = Images::load(run, settings.dataset, &settings.images)?;
+        let images = [Images::load(run, settings.dataset, settings.images.preparation())?];
         let network = Network::lenet();
         let seeds = Self::seeds(settings);
 
         // Training: each distinct minimum of each seed, once.
         let minima = settings.minima();
         let trials: Vec<Trial> = seeds.iter().flat_map(|&seed| settings.trials(seed, &minima)).collect();
-        let trained = train_all(run, &network, &images, &trials)?;
+        let trained = train_all(run, std::slice::from_ref(&network), &images, &trials)?;
         run.write_table(
             "training",
             &training_table(&trials, &minima, &trained)?,
             "loss and accuracy by epoch",
         )?;
-        let training = training_figure(settings, run, &seeds, &minima, &trained);
+        let training = training_figure(settings, run, &minima, &trained);
         run.write_figure("training", &training, "training curves")?;
 
         // Measurement: every model on every line.
         let grid = AlphaGrid::with_minima(settings.alpha.from, settings.alpha.to, settings.alpha.points)?;
-        let lines = measure(settings, run, &network, &images, &seeds, &minima, &trained, grid.alphas())?;
+        let lines = measure(settings, run, &network, &images[0], &minima, &trained, grid.alphas())?;
         run.write_table(
             "interpolation",
             &interpolation_table(settings, &lines)?,
@@ -175,8 +175,14 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or settings, 75 interrupted (
             &interpolation_mean_table(settings, &lines, grid.alphas())?,
             "the same over seeds: mean and 95 % interval",
         )?;
-        let figure = interpolation_figure(settings, run, &seeds, &lines, grid.alphas());
+        run.write_table(
+            "barrier",
+            &barrier_table(settings, &lines)?,
+            "how far loss and error rise above the straight line between the minima",
+        )?;
+        let figure = interpolation_figure(settings, run, &lines, grid.alphas());
         run.write_figure("interpolation", &figure, "loss and accuracy on the line through two minima")?;
+        run.write_claims(judge(settings, &lines))?;
         Ok(closing_table(settings, &lines))
     }
 }
@@ -207,44 +213,30 @@ impl Settings {
     fn trials(&self, seed: u64, minima: &[Minimum]) -> Vec<Trial> {
         let trial = |minimum: &Minimum| Trial {
             name: format!("seed {seed}, {minimum}").replace(", ", "-").replace(' ', ""),
+            network: 0,
+            images: 0,
             seed,
             stream: minimum.stream(),
             optimiser: self.optimiser(*minimum),
             batch: minimum.batch,
             epochs: self.epochs,
+            stop_at: None,
         };
         minima.iter().map(trial).collect()
     }
 
-    /// What every figure says below its title.
-    fn subtitle(&self, run: &Run, seeds: &[u64], models: &str) -> String {
-        let seeds = match seeds {
-            [one] => format!("seed {one}"),
-            many => format!("{} seeds", many.len()),
-        };
-        format!(
-            "LeNet on {} · preset {} · {} epochs · {seeds} · {models}",
-            self.dataset, run.preset, self.epochs
-        )
+    fn subtitle(&self, run: &Run, models: &str) -> String {
+        let subject = format!("LeNet on {}", self.dataset);
+        subtitle::<Flatness>(self, run, &subject, &format!("{} epochs · {models}", self.epochs))
     }
 }
 
-/// In the order of the trials.
-fn train_all(run: &Run, network: &Network, images: &Images, trials: &[Trial]) -> Result<Vec<Trained>> {
-    let work = trials.iter().map(|trial| u64::from(trial.epochs) * images.train.count() as u64).sum();
-    let stage = run.progress.stage("training", work);
-    let contexts = (0..run.workers.min(trials.len())).map(|_| images.share()).collect();
-    in_parallel(contexts, trials, |images, trial| train(run, &stage, network, images, trial))
-}
-
 /// For each pairing its points, by seed and α. One pass over the data for each model.
-#[allow(clippy::too_many_arguments)]
 fn measure(
     settings: &Settings,
     run: &Run,
     network: &Network,
     images: &Images,
-    seeds: &[u64],
     minima: &[Minimum],
     trained: &[Trained],
     alphas: &[f64],
@@ -254,6 +246,7 @@ fn measure(
         ends: [usize; 2],
         alpha: f64,
     }
+    let seeds = Flatness::seeds(settings);
     let place = |minimum: Minimum| minima.iter().position(|known| *known == minimum).unwrap_or_default();
     let mut jobs = Vec::new();
     for pairing in &settings.pairings {
@@ -267,16 +260,13 @@ fn measure(
     let device = run.device.device;
     let on_device =
         || trained.iter().map(|one| Ok(one.theta.f_to_device(device)?)).collect::<Result<Vec<Tensor>>>();
-    let contexts = (0..run.workers.min(jobs.len()))
-        .map(|_| Ok((images.share(), on_device()?)))
-        .collect::<Result<Vec<_>>>()?;
+    let contexts = run.contexts(jobs.len(), || Ok((images.share(), on_device()?)))?;
     let points = in_parallel(contexts, &jobs, |(images, thetas), job| {
         run.check_interrupted()?;
         let theta = interpolate(&thetas[job.ends[0]], &thetas[job.ends[1]], job.alpha)?;
-        let train = evaluate(network, &theta, &images.train, Loss::CrossEntropy)?;
-        let test = evaluate(network, &theta, &images.test, Loss::CrossEntropy)?;
+        let both = evaluate_both(network, &theta, images)?;
         stage.advance(1, format!("α = {:.2}", job.alpha));
-        Ok(Point { seed: job.seed, alpha: job.alpha, train, test })
+        Ok(Point { seed: job.seed, alpha: job.alpha, both })
     })?;
     let mut points = points.into_iter();
     let each = seeds.len() * alphas.len();
@@ -284,25 +274,12 @@ fn measure(
 }
 
 fn training_table(trials: &[Trial], minima: &[Minimum], trained: &[Trained]) -> Result<Table> {
-    let mut table = Table::new(&["seed", "batch", "lr", "draw", "epoch", "split", "loss_nats", "accuracy"]);
-    for ((trial, minimum), Trained { curve, .. }) in trials.iter().zip(minima.iter().cycle()).zip(trained) {
-        for row in curve {
-            for (split, value) in [("train", row.train), ("test", row.test)] {
-                let Minimum { batch, lr, draw } = *minimum;
-                table.row(cells![
-                    trial.seed,
-                    batch,
-                    lr,
-                    draw,
-                    row.epoch,
-                    split,
-                    value.loss,
-                    value.accuracy
-                ])?;
-            }
-        }
-    }
-    Ok(table)
+    let keys = trials.iter().zip(minima.iter().cycle()).map(|(trial, minimum)| {
+        let Minimum { batch, lr, draw } = *minimum;
+        cells![trial.seed, batch, lr, draw].to_vec()
+    });
+    let curves = trained.iter().map(|one| one.curve.as_slice());
+    curve_table(&["seed", "batch", "lr", "draw"], keys.zip(curves))
 }
 
 fn interpolation_table(settings: &Settings, lines: &[Vec<Point>]) -> Result<Table> {
@@ -311,7 +288,8 @@ fn interpolation_table(settings: &Settings, lines: &[Vec<Point>]) -> Result<Tabl
     for (Pairing { name, first, second }, points) in settings.pairings.iter().zip(lines) {
         let (first, second) = (first.to_string(), second.to_string());
         for point in points {
-            for (split, value) in [("train", point.train), ("test", point.test)] {
+            for (split, of) in SPLITS {
+                let value = of(&point.both);
                 let ends = (first.as_str(), second.as_str());
                 table.row(cells![
                     name.as_str(),
@@ -331,21 +309,13 @@ fn interpolation_table(settings: &Settings, lines: &[Vec<Point>]) -> Result<Tabl
 
 /// Loss varies by factors along a line, so its mean over seeds is geometric; accuracy's is arithmetic.
 #[allow(clippy::float_cmp)] // Points carry the very value of the grid.
-fn over_seeds(
-    points: &[Point],
-    alpha: f64,
-    of: impl Fn(&Point) -> Evaluation,
-) -> Option<(Interval, Interval)> {
-    let values: Vec<Evaluation> = points.iter().filter(|point| point.alpha == alpha).map(of).collect();
+fn over_seeds(points: &[Point], alpha: f64, of: fn(&Both) -> Evaluation) -> Option<(Interval, Interval)> {
+    let here = points.iter().filter(|point| point.alpha == alpha);
+    let values: Vec<Evaluation> = here.map(|point| of(&point.both)).collect();
     let losses: Vec<f64> = values.iter().map(|value| value.loss).collect();
     let accuracies: Vec<f64> = values.iter().filter_map(|value| value.accuracy).collect();
     Some((geometric_mean_interval(&losses, LEVEL)?, mean_interval(&accuracies, LEVEL)?))
 }
-
-const LEVEL: f64 = 0.95;
-/// A split's name, and how to take its value from a point or a row.
-type Of<T> = (&'static str, fn(&T) -> Evaluation);
-const SPLITS: [Of<Point>; 2] = [("train", |point| point.train), ("test", |point| point.test)];
 
 fn interpolation_mean_table(settings: &Settings, lines: &[Vec<Point>], alphas: &[f64]) -> Result<Table> {
     let mut table = Table::new(&[
@@ -387,26 +357,33 @@ fn interpolation_mean_table(settings: &Settings, lines: &[Vec<Point>], alphas: &
     Ok(table)
 }
 
-/// A series of means over x, with the intervals as its band.
-fn series(name: &str, colour: Colour, scale: f64, values: impl Iterator<Item = (f64, Interval)>) -> Series {
-    let values: Vec<(f64, Interval)> = values.collect();
-    let line = values.iter().map(|(x, interval)| (*x, scale * interval.mean)).collect();
-    let band: Vec<(f64, f64, f64)> = values
-        .iter()
-        .filter_map(|(x, interval)| interval.ends.map(|(low, high)| (*x, scale * low, scale * high)))
-        .collect();
-    let series = Series::line(name, colour, line);
-    if band.is_empty() { series } else { series.with_band(band) }
+/// How far the loss rises above the straight line between the ends (Frankle et al. 2020, "Linear mode connectivity and the
+/// lottery ticket hypothesis"), and the same for the classification error.
+fn barriers(points: &[Point], seed: u64, of: fn(&Both) -> Evaluation) -> [Option<f64>; 2] {
+    let on_line = |value: &dyn Fn(Evaluation) -> Option<f64>| -> Option<f64> {
+        let mine = points.iter().filter(|point| point.seed == seed);
+        let values: Option<Vec<(f64, f64)>> =
+            mine.map(|point| Some((point.alpha, value(of(&point.both))?))).collect();
+        barrier(&values?)
+    };
+    [on_line(&|value| Some(value.loss)), on_line(&|value| value.accuracy.map(|accuracy| 1. - accuracy))]
+}
+
+fn barrier_table(settings: &Settings, lines: &[Vec<Point>]) -> Result<Table> {
+    let mut table = Table::new(&["pairing", "seed", "split", "loss_barrier_nats", "error_barrier"]);
+    for (pairing, points) in settings.pairings.iter().zip(lines) {
+        for seed in Flatness::seeds(settings) {
+            for (split, of) in SPLITS {
+                let [loss, error] = barriers(points, seed, of);
+                table.row(cells![pairing.name.as_str(), seed, split, loss, error])?;
+            }
+        }
+    }
+    Ok(table)
 }
 
 /// The report's graph: loss on a log axis at the left, accuracy at the right.
-fn interpolation_figure(
-    settings: &Settings,
-    run: &Run,
-    seeds: &[u64],
-    lines: &[Vec<Point>],
-    alphas: &[f64],
-) -> Figure {
+fn interpolation_figure(settings: &Settings, run: &Run, lines: &[Vec<Point>], alphas: &[f64]) -> Figure {
     let panels = settings.pairings.iter().zip(lines).map(|(pairing, points)| {
         let (mut loss, mut accuracy) = (Vec::new(), Vec::new());
         for (split, of) in SPLITS {
@@ -434,48 +411,146 @@ fn interpolation_figure(
     let models = format!("{} models on each line", alphas.len());
     Figure::new(
         "Loss and accuracy on the straight line through two minima",
-        settings.subtitle(run, seeds, &models),
+        settings.subtitle(run, &models),
         panels.collect(),
     )
 }
 
-fn training_figure(
-    settings: &Settings,
-    run: &Run,
-    seeds: &[u64],
-    minima: &[Minimum],
-    trained: &[Trained],
-) -> Figure {
-    let mut loss = Panel::new("loss", Axis::linear("epoch"), Axis::log10("cross-entropy (nats)"));
-    // Accuracies crowd below 100 %; what is left to it spreads out on a log axis.
-    let mut error = Panel::new("classification error", Axis::linear("epoch"), Axis::log10("error (%)"));
-    for (index, minimum) in minima.iter().enumerate() {
-        let curves: Vec<&[EpochRow]> =
-            trained.iter().skip(index).step_by(minima.len()).map(|one| one.curve.as_slice()).collect();
-        let splits: [Of<EpochRow>; 2] = [("train", |row| row.train), ("test", |row| row.test)];
-        for (split, of) in splits {
-            let name = format!("{minimum}, {split}");
-            let dash = |series: Series| if split == "test" { series.dashed() } else { series };
-            let at = |epoch: usize| curves.iter().map(move |curve| of(&curve[epoch])).collect::<Vec<_>>();
-            let epochs = 0..settings.epochs as usize;
-            let losses = epochs.clone().filter_map(|epoch| {
-                let values: Vec<f64> = at(epoch).iter().map(|value| value.loss).collect();
-                Some((epoch as f64 + 1., geometric_mean_interval(&values, LEVEL)?))
-            });
-            loss = loss.with(dash(series(&name, Colour::nth(index), 1., losses)));
-            let errors = epochs.filter_map(|epoch| {
-                let values: Vec<f64> = at(epoch)
-                    .iter()
-                    .filter_map(|value| value.accuracy)
-                    .map(|accuracy| 1. - accuracy)
-                    .collect();
-                Some((epoch as f64 + 1., mean_interval(&values, LEVEL)?))
-            });
-            error = error.with(dash(series(&name, Colour::nth(index), 100., errors)));
+fn training_figure(settings: &Settings, run: &Run, minima: &[Minimum], trained: &[Trained]) -> Figure {
+    let groups: Vec<Group> = minima
+        .iter()
+        .enumerate()
+        .map(|(index, minimum)| Group {
+            name: minimum.to_string(),
+            colour: Colour::nth(index),
+            curves: trained
+                .iter()
+                .skip(index)
+                .step_by(minima.len())
+                .map(|one| one.curve.as_slice())
+                .collect(),
+        })
+        .collect();
+    let subtitle = settings.subtitle(run, "train: mean over the epoch; test: after it");
+    Figure::new("Training of the minima", subtitle, curve_panels(&groups))
+}
+
+/// Fixed before the data.
+const CLAIMS: [Claim; 5] = [
+    Claim {
+        id: "lr-lowest",
+        statement: "On the line from the smaller to the larger learning rate, test accuracy falls until α = 1.5",
+        source: "report",
+        statistic: "α of the lowest test accuracy among 0 ≤ α ≤ 2",
+        rule: Rule::MeanWithin(1.25, 1.75),
+    },
+    Claim {
+        id: "lr-rise",
+        statement: "On the line from the smaller to the larger learning rate, test accuracy rises sharply at α = 1.5",
+        source: "report",
+        statistic: "test accuracy at the end of the line minus the one at α = 1.5 (fractions)",
+        rule: Rule::MeanAbove(0.05),
+    },
+    Claim {
+        id: "batch-sharper",
+        statement: "The minimum found with the larger batch is the sharper one",
+        source: "Keskar et al. 2017",
+        statistic: "ln of the rise of the training loss half a step beyond the larger batch's minimum over the rise half \
+                    a step beyond the other (no unit)",
+        rule: Rule::MeanAbove(0.),
+    },
+    Claim {
+        id: "batch-generalises",
+        statement: "The minimum found with the smaller batch classifies test images better",
+        source: "Keskar et al. 2017",
+        statistic: "test accuracy with the smaller batch minus the one with the larger (fractions)",
+        rule: Rule::MeanAbove(0.),
+    },
+    Claim {
+        id: "barrier",
+        statement: "Two minima found with the same settings from different initial weights are not linearly connected",
+        source: "Frankle et al. 2020",
+        statistic: "rise of the test error on the line above the mean error of its ends, at its highest (fraction)",
+        rule: Rule::MeanAbove(0.02),
+    },
+];
+
+/// One seed's points on a line.
+struct Line<'a>(Vec<&'a Point>);
+
+impl Line<'_> {
+    /// A value at α, between two points of the grid by a straight line; `None` beyond its ends.
+    fn at(&self, alpha: f64, of: impl Fn(&Both) -> f64) -> Option<f64> {
+        let upper = self.0.iter().position(|point| point.alpha >= alpha)?;
+        let (high, value) = (self.0[upper], of(&self.0[upper].both));
+        if upper == 0 || high.alpha <= alpha {
+            return (high.alpha <= alpha).then_some(value);
         }
+        let low = self.0[upper - 1];
+        let share = (alpha - low.alpha) / (high.alpha - low.alpha);
+        Some(of(&low.both) * (1. - share) + value * share)
     }
-    let subtitle = settings.subtitle(run, seeds, "train: mean over the epoch; test: after it");
-    Figure::new("Training of the minima", subtitle, vec![loss, error])
+
+    /// How much steeper the training loss rises beyond θ₂ than beyond θ₁.
+    fn sharper(&self) -> Option<f64> {
+        let loss = |both: &Both| both.train.loss;
+        let beyond = self.at(1.5, loss)? - self.at(1., loss)?;
+        let before = self.at(-0.5, loss)? - self.at(0., loss)?;
+        Some((beyond / before).ln())
+    }
+
+    /// α of the lowest test accuracy from 0 to 2.
+    fn lowest(&self) -> Option<f64> {
+        let within = self.0.iter().filter(|point| (0. ..=2.).contains(&point.alpha));
+        within
+            .min_by(|a, b| test_accuracy(&a.both).total_cmp(&test_accuracy(&b.both)))
+            .map(|point| point.alpha)
+    }
+
+    fn rise(&self) -> Option<f64> {
+        Some(test_accuracy(&self.0.last()?.both) - self.at(1.5, test_accuracy)?)
+    }
+
+    fn better_first(&self) -> Option<f64> {
+        Some(self.at(0., test_accuracy)? - self.at(1., test_accuracy)?)
+    }
+}
+
+fn test_accuracy(both: &Both) -> f64 {
+    both.test.accuracy.unwrap_or(f64::NAN)
+}
+
+/// Each claim is judged on the first pairing that it is about; where there is none, it is left out.
+fn judge(settings: &Settings, lines: &[Vec<Point>]) -> Vec<Outcome> {
+    let by_seed = |fits: &dyn Fn(Minimum, Minimum) -> bool| -> Option<Vec<Line>> {
+        let mut pairs = settings.pairings.iter().zip(lines);
+        let (_, points) = pairs.find(|(pairing, _)| fits(pairing.first, pairing.second))?;
+        let line = |seed| Line(points.iter().filter(|point| point.seed == seed).collect());
+        Some(Flatness::seeds(settings).into_iter().map(line).collect())
+    };
+    let same_lr = |a: Minimum, b: Minimum| (a.lr - b.lr).abs() < f64::EPSILON;
+    let rates = by_seed(&|a, b| a.batch == b.batch && a.lr < b.lr);
+    let batches = by_seed(&|a, b| a.batch < b.batch && same_lr(a, b));
+    let twins = by_seed(&|a, b| a.batch == b.batch && same_lr(a, b));
+    let judged = |claim: &Claim, lines: &Option<Vec<Line>>, of: &dyn Fn(&Line) -> Option<f64>| {
+        let values: Vec<f64> = lines.as_ref()?.iter().filter_map(of).collect();
+        Some(claim.judge(&values))
+    };
+    let error_barrier = |line: &Line| {
+        let error = |point: &&Point| (point.alpha, 1. - test_accuracy(&point.both));
+        barrier(&line.0.iter().map(error).collect::<Vec<_>>())
+    };
+    let [lowest, rise, sharper, generalises, twin] = &CLAIMS;
+    [
+        judged(lowest, &rates, &|line| line.lowest()),
+        judged(rise, &rates, &|line| line.rise()),
+        judged(sharper, &batches, &|line| line.sharper()),
+        judged(generalises, &batches, &|line| line.better_first()),
+        judged(twin, &twins, &error_barrier),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The minima themselves.
@@ -485,10 +560,8 @@ fn closing_table(settings: &Settings, lines: &[Vec<Point>]) -> ClosingTable {
     table.set_header(["pairing", "minimum", "train loss", "test loss", "train accuracy", "test accuracy"]);
     for (pairing, points) in settings.pairings.iter().zip(lines) {
         for (alpha, minimum) in [(0., pairing.first), (1., pairing.second)] {
-            let Some((train_loss, train_accuracy)) = over_seeds(points, alpha, |point| point.train) else {
-                continue;
-            };
-            let Some((test_loss, test_accuracy)) = over_seeds(points, alpha, |point| point.test) else {
+            let [train, test] = SPLITS.map(|(_, of)| over_seeds(points, alpha, of));
+            let (Some((train_loss, train_accuracy)), Some((test_loss, test_accuracy))) = (train, test) else {
                 continue;
             };
             table.add_row([
@@ -504,13 +577,36 @@ fn closing_table(settings: &Settings, lines: &[Vec<Point>]) -> ClosingTable {
     table
 }
 
-/// `0.0123 [0.0110, 0.0137]`, the interval where there is one.
-fn number(interval: Interval, scale: f64, decimals: usize, unit: &str) -> String {
-    let mean = scale * interval.mean;
-    match interval.ends {
-        Some((low, high)) => {
-            format!("{mean:.decimals$}{unit} [{:.decimals$}, {:.decimals$}]", scale * low, scale * high)
-        }
-        None => format!("{mean:.decimals$}{unit}"),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line whose test accuracy and training loss are known.
+    fn points(accuracy: impl Fn(f64) -> f64, loss: impl Fn(f64) -> f64) -> Vec<Point> {
+        let at = |alpha: f64| Point {
+            seed: 0,
+            alpha,
+            both: Both {
+                train: Evaluation { loss: loss(alpha), accuracy: None },
+                test: Evaluation { loss: 0., accuracy: Some(accuracy(alpha)) },
+            },
+        };
+        (-20..=20).map(|k| at(f64::from(k) / 10.)).collect()
+    }
+
+    #[test]
+    fn statistics_of_a_known_line() {
+        let points = points(
+            |alpha| if alpha <= 1.5 { 0.9 - 0.2 * alpha } else { 0.6 + 0.6 * (alpha - 1.5) },
+            |alpha| if alpha < 0.5 { alpha * alpha } else { 3. * (alpha - 1.).powi(2) },
+        );
+        let line = Line(points.iter().collect());
+        assert!((line.lowest().unwrap() - 1.5).abs() < 1e-9);
+        assert!((line.rise().unwrap() - 0.3).abs() < 1e-9);
+        assert!((line.better_first().unwrap() - 0.2).abs() < 1e-9);
+        assert!((line.sharper().unwrap() - 3f64.ln()).abs() < 1e-9);
+        assert!((line.at(0.55, test_accuracy).unwrap() - 0.79).abs() < 1e-9);
+        assert_eq!(line.at(2.1, test_accuracy), None);
+        assert_eq!(line.at(-2.1, test_accuracy), None);
     }
 }

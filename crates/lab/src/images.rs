@@ -8,7 +8,7 @@ use flatland_record::DataSetRecord;
 use ndarray::s;
 use serde::{Deserialize, Serialize};
 
-/// How images are made ready.
+/// Images for LeNet: 32x32, normalised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageSettings {
@@ -20,7 +20,62 @@ pub struct ImageSettings {
     pub test: usize,
 }
 
+/// Images as they are, 28x28, for the other networks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PixelSettings {
+    /// Whether pixels are normalised by the mean and standard deviation of the training images, rather than in [0, 1].
+    pub normalise: bool,
+    /// Training examples used, from the first; 0 for all.
+    pub train: usize,
+    /// Test examples used, from the first; 0 for all.
+    pub test: usize,
+}
+
+/// What becomes of the images on their way to a network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preparation {
+    /// How one image lies in a tensor.
+    pub form: Form,
+    /// See [`PixelSettings::normalise`].
+    pub normalise: bool,
+    /// Training examples used, from the first; 0 for all.
+    pub train: usize,
+    /// Test examples used, from the first; 0 for all.
+    pub test: usize,
+}
+
+/// How one image lies in a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Form {
+    /// `[1, 32, 32]`.
+    Large(Size32),
+    /// `[1, 28, 28]`.
+    Image,
+    /// `[784]`, row by row.
+    Flat,
+}
+
 impl ImageSettings {
+    /// As LeNet takes them.
+    pub fn preparation(&self) -> Preparation {
+        Preparation { form: Form::Large(self.size32), normalise: true, train: self.train, test: self.test }
+    }
+}
+
+impl PixelSettings {
+    /// As convolutions take them.
+    pub fn image(&self) -> Preparation {
+        Preparation { form: Form::Image, normalise: self.normalise, train: self.train, test: self.test }
+    }
+
+    /// As dense networks take them.
+    pub fn flat(&self) -> Preparation {
+        Preparation { form: Form::Flat, ..self.image() }
+    }
+}
+
+impl Preparation {
     /// Refuses subsets of more examples than every data set here has.
     pub fn check(&self) -> Result<()> {
         for (key, count, all) in [("images.train", self.train, 60_000), ("images.test", self.test, 10_000)] {
@@ -28,53 +83,97 @@ impl ImageSettings {
         }
         Ok(())
     }
+
+    /// The largest batch that can be.
+    pub fn most(&self) -> i64 {
+        if self.train == 0 { 60_000 } else { self.train as i64 }
+    }
 }
 
-/// Both splits on the device: `[N, 1, 32, 32]`, normalised by the mean and standard deviation of the training images.
+/// Both splits on the device.
 #[derive(Debug)]
 pub struct Images {
     /// For training.
     pub train: Examples,
     /// For testing.
     pub test: Examples,
+    /// What was done to them, in words: with the files' checksums, all that their numbers depend on.
+    pub prepared: String,
 }
 
 impl Images {
     /// A handle for another thread.
     pub fn share(&self) -> Self {
-        Self { train: self.train.share(), test: self.test.share() }
+        Self { train: self.train.share(), test: self.test.share(), prepared: self.prepared.clone() }
     }
 
     /// Loads (or makes) the data set, writes into the manifest what it is, and puts it on the run's device.
-    pub fn load(run: &Run, name: DataSetName, settings: &ImageSettings) -> Result<Self> {
+    pub fn load(run: &Run, name: DataSetName, preparation: Preparation) -> Result<Self> {
+        let data = PixelData::load(run, name, preparation)?;
+        data.images(run, &data.train, &data.test, data.prepared.clone())
+    }
+}
+
+/// Both splits before they go to the device, for experiments that tamper with the training examples.
+#[derive(Debug)]
+pub struct PixelData {
+    /// Grey values and labels for training.
+    pub train: Split,
+    /// For testing.
+    pub test: Split,
+    /// What will be done to them, in words.
+    pub prepared: String,
+    preparation: Preparation,
+    mean: f32,
+    deviation: f32,
+}
+
+impl PixelData {
+    /// Loads (or makes) the data set, and writes into the manifest what it is.
+    pub fn load(run: &Run, name: DataSetName, preparation: Preparation) -> Result<Self> {
         let options = LoadOptions { data_dir: run.data_dir.clone(), ..LoadOptions::default() };
         let DataSet { name, mut train, mut test, checksums, origin } = load(name, &options, &run.progress)?;
-        take_first(&mut train, settings.train, "images.train")?;
-        take_first(&mut test, settings.test, "images.test")?;
-
-        let (mean, deviation) = mean_and_deviation(&train);
-        let way = match settings.size32 {
-            Size32::Pad => "padded by 2",
-            Size32::Resize => "resized bilinearly",
+        take_first(&mut train, preparation.train, "images.train")?;
+        take_first(&mut test, preparation.test, "images.test")?;
+        let (mean, deviation) = if preparation.normalise { mean_and_deviation(&train) } else { (0., 1.) };
+        let way = match preparation.form {
+            Form::Large(Size32::Pad) => "28x28 padded by 2 to 32x32",
+            Form::Large(Size32::Resize) => "28x28 resized bilinearly to 32x32",
+            Form::Image => "28x28",
+            Form::Flat => "28x28 as 784 numbers",
         };
+        let values = if preparation.normalise {
+            format!("(p / 255 - {mean}) / {deviation}")
+        } else {
+            "p / 255".into()
+        };
+        let prepared = format!("{way}, then {values}");
         run.record_data_set(DataSetRecord {
             name: name.to_string(),
             origin,
             checksums,
             train: train.labels.len(),
             test: test.labels.len(),
-            preparation: format!("28x28 {way} to 32x32, then (p / 255 - {mean}) / {deviation}"),
+            preparation: prepared.clone(),
         })?;
-        let ready = |split: Split| -> Result<Examples> {
-            let Split { images, labels } = split;
-            let large = to_32(&images, settings.size32);
-            drop(images);
-            let numbers = to_f32(&large, mean, deviation);
-            drop(large);
-            Examples::images(&numbers, &labels, run.device.device)
-                .context("the images do not fit on the device")
+        Ok(Self { train, test, prepared, preparation, mean, deviation })
+    }
+
+    /// On the device: these splits, whatever was done to them (`prepared` says it).
+    pub fn images(&self, run: &Run, train: &Split, test: &Split, prepared: String) -> Result<Images> {
+        let ready = |split: &Split| -> Result<Examples> {
+            let numbers = match self.preparation.form {
+                Form::Large(way) => to_f32(&to_32(&split.images, way), self.mean, self.deviation),
+                Form::Image | Form::Flat => to_f32(&split.images, self.mean, self.deviation),
+            };
+            let examples = Examples::images(&numbers, &split.labels, run.device.device)
+                .context("the images do not fit on the device")?;
+            if self.preparation.form == Form::Flat {
+                return Ok(Examples::new(examples.inputs.f_flatten(1, -1)?, examples.targets)?);
+            }
+            Ok(examples)
         };
-        Ok(Self { train: ready(train)?, test: ready(test)? })
+        Ok(Images { train: ready(train)?, test: ready(test)?, prepared })
     }
 }
 

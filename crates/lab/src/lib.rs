@@ -1,16 +1,23 @@
 //! The experiments, one file each, and what they share on the way from a command line to a run's folder.
 //!
-//! An experiment ([`flatness`] is the first) says what it trains, measures and draws. This crate's other files do the rest
-//! for all of them: settings, device, progress, trials, the run's folder.
+//! An experiment says what it trains, measures, draws and claims. This crate's other files do the rest for all of them:
+//! settings, device, progress, trials, the run's folder.
 
 mod command;
+mod curves;
 mod experiment;
-pub mod flatness;
 mod images;
+// pub mod lab;
 mod parallel;
 mod progress;
 mod run;
 mod settings;
+mod summary;
 mod trial;
 
-pub use experiment::{Experiment, main};
+pub mod flatness;
+
+pub use experiment::{Entry, Experiment, main};
+
+/// Every experiment, in the report's order.
+pub const EXPERIMENTS: &[Entry] = &[Entry::of::<flatness::Flatness>()];

@@ -1,9 +1,15 @@
 //! One run: its folder, device, progress and manifest, from the command line to the closing table.
 
 use crate::progress::Progress;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use flatland_network::device::ChosenDevice;
-use flatland_record::{DataSetRecord, Figure, FileRecord, MANIFEST_FILE, Manifest, RunFolder, Status, Table};
+use flatland_network::snapshot::{tensors_from_bytes, tensors_to_bytes};
+use flatland_record::{
+    DataSetRecord, Figure, FileRecord, MANIFEST_FILE, Manifest, RunFolder, Status, Table, cells, sha256_hex,
+    write_atomically,
+};
+use flatland_statistics::Outcome;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +38,11 @@ pub struct Run {
     pub(crate) interrupted: Arc<AtomicBool>,
     pub(crate) manifest: Mutex<Manifest>,
     pub(crate) written: Mutex<Vec<(String, String)>>,
+    pub(crate) outcomes: Mutex<Vec<Outcome>>,
 }
+
+/// Numbers under their names, each a tensor on the CPU: what a trial leaves behind.
+pub type Numbers = BTreeMap<String, tch::Tensor>;
 
 impl Run {
     /// An error if the user asked to stop; called between epochs and between jobs.
@@ -53,6 +63,93 @@ impl Run {
         figure.write(self.folder.path(), name)?;
         self.note_written(format!("{name}.svg, {name}.png"), what);
         Ok(())
+    }
+
+    /// Writes `weights/<name>.safetensors`.
+    pub fn write_weights(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let folder = self.folder.file("weights");
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        Ok(write_atomically(&folder.join(format!("{name}.safetensors")), bytes)?)
+    }
+
+    /// Writes `claims.csv`, and keeps the verdicts for the closing table.
+    pub fn write_claims(&self, outcomes: Vec<Outcome>) -> Result<()> {
+        let mut table = Table::new(&[
+            "id",
+            "statement",
+            "source",
+            "statistic",
+            "estimate",
+            "low",
+            "high",
+            "level",
+            "seeds",
+            "verdict",
+            "rule",
+            "remark",
+        ]);
+        for outcome in &outcomes {
+            let claim = &outcome.claim;
+            table.row(cells![
+                claim.id,
+                claim.statement,
+                claim.source,
+                claim.statistic,
+                outcome.estimate,
+                outcome.interval.map(|ends| ends.0),
+                outcome.interval.map(|ends| ends.1),
+                outcome.level,
+                outcome.seeds,
+                outcome.verdict.to_string(),
+                claim.rule.to_string(),
+                outcome.remark.clone()
+            ])?;
+        }
+        self.write_table("claims", &table, "what the seeds say of each claim, by a rule fixed before")?;
+        *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner) = outcomes;
+        Ok(())
+    }
+
+    /// One context for each worker that `jobs` keep busy.
+    pub fn contexts<C>(&self, jobs: usize, context: impl Fn() -> Result<C>) -> Result<Vec<C>> {
+        (0..self.workers.min(jobs)).map(|_| context()).collect()
+    }
+
+    /// The hash of everything that a trial's numbers depend on: what `content` says, the data set, the build and the device.
+    pub fn key(&self, content: &serde_json::Value) -> Result<String> {
+        let data_set = self.manifest.lock().unwrap_or_else(PoisonError::into_inner).data_set.clone();
+        let all = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "kernels": flatland_network::own_kernels_available(),
+            "content": content,
+            "data": data_set.map(|data| (data.name, data.checksums)),
+            "device": format!("{:?}", self.device.device),
+        });
+        Ok(sha256_hex(&serde_json::to_vec(&all)?))
+    }
+
+    /// What an earlier process of this run computed from the same `content`, or else computes and keeps it. A file that
+    /// cannot be read costs its numbers' time, not the run.
+    pub fn kept(
+        &self,
+        content: &serde_json::Value,
+        compute: impl FnOnce() -> Result<Numbers>,
+    ) -> Result<Numbers> {
+        let path = self.folder.trial_path(&self.key(content)?, "numbers.safetensors");
+        if path.exists() {
+            match std::fs::read(&path).map_err(anyhow::Error::from).and_then(|b| Ok(tensors_from_bytes(&b)?))
+            {
+                Ok(numbers) => return Ok(numbers),
+                Err(error) => {
+                    self.progress
+                        .note(&format!("{} is not usable ({error}): computed again", path.display()));
+                }
+            }
+        }
+        let numbers = compute()?;
+        write_atomically(&path, &tensors_to_bytes(&numbers)?)?;
+        Ok(numbers)
     }
 
     fn note_written(&self, file: String, what: &str) {

@@ -104,6 +104,12 @@ fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> 
             .or_else(|_| parse(&format!("{key} = {}", toml::Value::from(value.trim())), &source_name))?;
         layers.push((layer, source_name));
     }
+    for (own, values) in &arguments.own {
+        layers.push((
+            Table::from_iter([(own.key.to_owned(), values.clone().into())]),
+            format!("--{}", own.name),
+        ));
+    }
     let mut flag = |key: &str, value: Option<toml::Value>| {
         if let Some(value) = value {
             layers.push((Table::from_iter([(key.to_owned(), value)]), format!("--{key}")));

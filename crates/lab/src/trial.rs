@@ -1,6 +1,7 @@
 //! A trial: one classifier trained from one seed, kept by its content so that no run trains it twice.
 
 use crate::images::Images;
+use crate::parallel::in_parallel;
 use crate::progress::Stage;
 use crate::run::Run;
 use anyhow::{Context, Result};
@@ -8,7 +9,7 @@ use flatland_network::snapshot::{Checkpoint, to_safetensors};
 use flatland_network::{
     Evaluation, Loss, Network, Optimiser, OptimiserSettings, Training, evaluate, initialise,
 };
-use flatland_record::{sha256_hex, write_atomically};
+use flatland_record::write_atomically;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -19,6 +20,12 @@ pub struct Trial {
     /// For messages and file names, for instance `seed0-batch100-lr0.01`.
     #[serde(skip)]
     pub name: String,
+    /// Which of the networks that [`train_all`] is given.
+    #[serde(skip)]
+    pub network: usize,
+    /// Which of the images that [`train_all`] is given.
+    #[serde(skip)]
+    pub images: usize,
     /// The repetition.
     pub seed: u64,
     /// Which model of the repetition: its own initial weights and order of examples.
@@ -27,8 +34,11 @@ pub struct Trial {
     pub optimiser: OptimiserSettings,
     /// Examples per step.
     pub batch: i64,
-    /// Passes over the training examples.
+    /// Passes over the training examples, at most.
     pub epochs: u32,
+    /// The first epoch whose mean training accuracy reaches this is the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<f64>,
 }
 
 /// Train and test loss and accuracy after an epoch.
@@ -40,7 +50,22 @@ pub struct EpochRow {
     pub train: Evaluation,
     /// After the epoch, over all test examples.
     pub test: Evaluation,
+    /// Time spent in training so far, evaluation left out. It depends on the machine and on what else runs.
+    pub seconds: f64,
 }
+
+/// Loss and accuracy over all examples of both splits, of one θ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Both {
+    /// On the training examples.
+    pub train: Evaluation,
+    /// On the test examples.
+    pub test: Evaluation,
+}
+
+/// The splits' names, and how to take a split's value.
+pub const SPLITS: [(&str, fn(&Both) -> Evaluation); 2] =
+    [("train", |both| both.train), ("test", |both| both.test)];
 
 /// A finished trial.
 #[derive(Debug)]
@@ -49,35 +74,70 @@ pub struct Trained {
     pub theta: Tensor,
     /// One row an epoch.
     pub curve: Vec<EpochRow>,
+    /// With the final θ, over all examples.
+    pub end: Both,
 }
 
 /// At most this often a trial in progress is saved; a crash costs no more than this and the epoch under way.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 
+/// Trains every trial, side by side, the longest first; returns them in the trials' order.
+pub fn train_all(
+    run: &Run,
+    networks: &[Network],
+    images: &[Images],
+    trials: &[Trial],
+) -> Result<Vec<Trained>> {
+    let examples = |trial: &Trial| u64::from(trial.epochs) * images[trial.images].train.count() as u64;
+    let stage = run.progress.stage("training", trials.iter().map(examples).sum());
+    let mut order: Vec<usize> = (0..trials.len()).collect();
+    let cost = |&index: &usize| examples(&trials[index]) * networks[trials[index].network].count() as u64;
+    order.sort_by_key(|index| std::cmp::Reverse(cost(index)));
+    let contexts = run.contexts(trials.len(), || Ok(images.iter().map(Images::share).collect::<Vec<_>>()))?;
+    let trained = in_parallel(contexts, &order, |images, &index| {
+        let trial = &trials[index];
+        train(run, &stage, &networks[trial.network], &images[trial.images], trial)
+    })?;
+    let mut sorted: Vec<(usize, Trained)> = order.into_iter().zip(trained).collect();
+    sorted.sort_by_key(|(index, _)| *index);
+    Ok(sorted.into_iter().map(|(_, trained)| trained).collect())
+}
+
+/// Evaluates one θ on both splits.
+pub fn evaluate_both(network: &Network, theta: &Tensor, images: &Images) -> Result<Both> {
+    Ok(Both {
+        train: evaluate(network, theta, &images.train, Loss::CrossEntropy)?,
+        test: evaluate(network, theta, &images.test, Loss::CrossEntropy)?,
+    })
+}
+
 /// Trains with cross-entropy, or takes up where an earlier process stopped, or returns what one finished: the numbers are
 /// the same in all three cases. Also writes the final weights as `weights/<name>.safetensors` for PyTorch.
-pub fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial: &Trial) -> Result<Trained> {
+fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial: &Trial) -> Result<Trained> {
     let device = run.device.device;
     let path = run.folder.trial_path(&key(run, network, images, trial)?, "safetensors");
     let saved = if path.exists() { read_checkpoint(run, network, trial, &path) } else { None };
+    let examples = images.train.count() as u64;
     let (mut training, mut curve) = if let Some((checkpoint, optimiser, curve)) = saved {
         let theta = checkpoint.theta.f_to_device(device)?;
-        stage.skip(u64::from(checkpoint.epochs) * images.train.count() as u64);
+        stage.skip(u64::from(checkpoint.epochs) * examples);
         (start(network, images, trial, theta, optimiser, checkpoint.epochs), curve)
     } else {
         let theta = initialise(network, trial.seed, trial.stream, Kind::Float, device)?;
         (start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0), Vec::new())
     };
 
+    let mut seconds = curve.last().map_or(0., |row| row.seconds);
     let mut last_save = Instant::now();
-    while training.epochs < trial.epochs {
+    while !trial.is_over(&curve) {
         run.check_interrupted()?;
+        let begin = Instant::now();
         let train = training.epoch().with_context(|| format!("trial {} failed", trial.name))?;
+        seconds += begin.elapsed().as_secs_f64();
         let test = evaluate(network, &training.theta, &images.test, Loss::CrossEntropy)?;
         let train = Evaluation { loss: train.loss, accuracy: train.accuracy };
-        curve.push(EpochRow { epoch: training.epochs, train, test });
-        let finished = training.epochs == trial.epochs;
-        if finished || last_save.elapsed() >= SAVE_EVERY {
+        curve.push(EpochRow { epoch: training.epochs, train, test, seconds });
+        if trial.is_over(&curve) || last_save.elapsed() >= SAVE_EVERY {
             let notes = to_notes(&curve);
             write_atomically(
                 &path,
@@ -87,19 +147,27 @@ pub fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial
         }
         let accuracy = test.accuracy.unwrap_or(f64::NAN) * 100.;
         stage.advance(
-            images.train.count() as u64,
+            examples,
             format!(
                 "{}: epoch {}/{}, test accuracy {accuracy:.2} %",
                 trial.name, training.epochs, trial.epochs
             ),
         );
     }
+    stage.skip(u64::from(trial.epochs.saturating_sub(training.epochs)) * examples);
+    let end = evaluate_both(network, &training.theta, images)?;
     let theta = training.theta.f_to_device(Device::Cpu)?;
-    let folder = run.folder.file("weights");
-    std::fs::create_dir_all(&folder)
-        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    write_atomically(&folder.join(format!("{}.safetensors", trial.name)), &to_safetensors(network, &theta)?)?;
-    Ok(Trained { theta, curve })
+    run.write_weights(&trial.name, &to_safetensors(network, &theta)?)?;
+    Ok(Trained { theta, curve, end })
+}
+
+impl Trial {
+    fn is_over(&self, curve: &[EpochRow]) -> bool {
+        let reached = |row: &EpochRow| {
+            self.stop_at.is_some_and(|enough| row.train.accuracy.is_some_and(|accuracy| accuracy >= enough))
+        };
+        curve.last().is_some_and(|row| row.epoch >= self.epochs || reached(row))
+    }
 }
 
 fn start<'a>(
@@ -124,19 +192,19 @@ fn start<'a>(
 
 /// Everything that the trial's numbers depend on, as one hash.
 fn key(run: &Run, network: &Network, images: &Images, trial: &Trial) -> Result<String> {
-    let data_set = run.manifest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).data_set.clone();
-    let content = serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "kernels": flatland_network::own_kernels_available(),
-        "network_name": network.name(),
+    run.key(&serde_json::json!({
+        "network": describe(network),
         "trial": trial,
-        "network": network.parameters().iter().map(|p| format!("{} {:?}", p.name, p.shape)).collect::<Vec<_>>(),
-        "data": data_set.map(|data| (data.name, data.checksums, data.preparation)),
+        "prepared": images.prepared,
         "train": images.train.count(),
         "test": images.test.count(),
-        "device": format!("{:?}", run.device.device),
-    });
-    Ok(sha256_hex(&serde_json::to_vec(&content)?))
+    }))
+}
+
+/// A network in a trial's key.
+pub fn describe(network: &Network) -> serde_json::Value {
+    let shapes = network.parameters().iter().map(|p| format!("{} {:?}", p.name, p.shape)).collect::<Vec<_>>();
+    serde_json::json!({ "name": network.name(), "parameters": shapes })
 }
 
 /// A checkpoint that cannot be read costs its trial's time, not the run.
@@ -162,16 +230,15 @@ fn read_checkpoint(
 
 /// Curves as text that keeps every bit, and NaN and infinities, which JSON has no words for.
 #[derive(Serialize, Deserialize)]
-struct Notes(Vec<(u32, [String; 4])>);
+struct Notes(Vec<(u32, [String; 5])>);
 
 fn to_notes(curve: &[EpochRow]) -> String {
     let text = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:?}"));
     let rows = curve.iter().map(|row| {
         let (train, test) = (row.train, row.test);
-        (
-            row.epoch,
-            [text(Some(train.loss)), text(train.accuracy), text(Some(test.loss)), text(test.accuracy)],
-        )
+        let numbers =
+            [Some(train.loss), train.accuracy, Some(test.loss), test.accuracy, Some(row.seconds)].map(text);
+        (row.epoch, numbers)
     });
     serde_json::to_string(&Notes(rows.collect())).unwrap_or_default()
 }
@@ -180,15 +247,19 @@ fn from_notes(notes: &str) -> Result<Vec<EpochRow>> {
     let number = |text: &String| (!text.is_empty()).then(|| text.parse::<f64>()).transpose();
     let Notes(rows) = serde_json::from_str(notes).context("the curve is damaged")?;
     rows.iter()
-        .map(|(epoch, [train_loss, train_accuracy, test_loss, test_accuracy])| {
+        .map(|(epoch, [train_loss, train_accuracy, test_loss, test_accuracy, seconds])| {
             let evaluation = |loss, accuracy| -> Result<Evaluation> {
                 Ok(Evaluation {
                     loss: number(loss)?.context("a loss is missing")?,
                     accuracy: number(accuracy)?,
                 })
             };
-            let train = evaluation(train_loss, train_accuracy)?;
-            Ok(EpochRow { epoch: *epoch, train, test: evaluation(test_loss, test_accuracy)? })
+            Ok(EpochRow {
+                epoch: *epoch,
+                train: evaluation(train_loss, train_accuracy)?,
+                test: evaluation(test_loss, test_accuracy)?,
+                seconds: number(seconds)?.context("a time is missing")?,
+            })
         })
         .collect()
 }
@@ -197,19 +268,45 @@ fn from_notes(notes: &str) -> Result<Vec<EpochRow>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn curves_survive_their_notes_bit_for_bit() {
-        let row = |epoch, loss| EpochRow {
+    fn row(epoch: u32, loss: f64) -> EpochRow {
+        EpochRow {
             epoch,
             train: Evaluation { loss, accuracy: Some(0.1 + 0.2) },
             test: Evaluation { loss: -loss, accuracy: None },
-        };
+            seconds: 0.1,
+        }
+    }
+
+    #[test]
+    fn curves_survive_their_notes_bit_for_bit() {
         let curve = [row(1, 1. / 3.), row(2, f64::INFINITY), row(3, 5e-324), row(4, f64::MAX)];
         assert_eq!(from_notes(&to_notes(&curve)).unwrap(), curve);
         let diverged = from_notes(&to_notes(&[row(1, f64::NAN)])).unwrap();
         assert!(diverged[0].train.loss.is_nan());
-        for damaged in ["", "{}", "[[1,[\"x\",\"\",\"1\",\"\"]]]", "[[1,[\"\",\"\",\"1\",\"\"]]]"] {
+        for damaged in ["", "{}", "[[1,[\"x\",\"\",\"1\",\"\",\"1\"]]]", "[[1,[\"\",\"\",\"1\",\"\",\"1\"]]]"]
+        {
             assert!(from_notes(damaged).is_err(), "{damaged}");
         }
+    }
+
+    #[test]
+    fn a_trial_ends_with_its_epochs_or_its_goal() {
+        let mut trial = Trial {
+            name: String::new(),
+            network: 0,
+            images: 0,
+            seed: 0,
+            stream: 0,
+            optimiser: OptimiserSettings::Adam { lr: 1e-3, weight_decay: 0. },
+            batch: 1,
+            epochs: 2,
+            stop_at: None,
+        };
+        let curve = [row(1, 1.), row(2, 1.)];
+        assert!(!trial.is_over(&[]) && !trial.is_over(&curve[..1]) && trial.is_over(&curve));
+        trial.stop_at = Some(0.3);
+        assert!(trial.is_over(&curve[..1]), "0.1 + 0.2 reaches 0.3");
+        trial.stop_at = Some(0.31);
+        assert!(!trial.is_over(&curve[..1]));
     }
 }

@@ -166,6 +166,42 @@ impl Checkpoint {
     }
 }
 
+/// The bytes of a safetensors file with these tensors (f32 or f64) under these names, and a checksum in its metadata.
+///
+/// # Errors
+/// [`NetworkError::Setting`] for a tensor of another kind.
+pub fn tensors_to_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
+    if let Some((name, tensor)) =
+        tensors.iter().find(|(_, tensor)| !matches!(tensor.kind(), Kind::Float | Kind::Double))
+    {
+        let kind = tensor.kind();
+        return Err(NetworkError::Setting(format!(
+            "{name} holds {kind:?} numbers, expected Float or Double"
+        )));
+    }
+    let hosted = tensors.iter().map(|(name, tensor)| Ok((name.clone(), host(tensor, tensor.kind())?)));
+    let data = host_bytes(&hosted.collect::<Result<_>>()?)?;
+    let sum = checksum(data.iter().map(|(name, .., bytes)| (name.as_str(), bytes.as_slice())), "");
+    serialise(&data, HEADER, sum)
+}
+
+/// Reads what [`tensors_to_bytes`] wrote, on the CPU.
+///
+/// # Errors
+/// [`NetworkError::Setting`] when the file is damaged.
+pub fn tensors_from_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+    let refuse = |reason: String| NetworkError::Setting(format!("not a file of kept numbers: {reason}"));
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| refuse(error.to_string()))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| refuse(error.to_string()))?;
+    let mut views: Vec<_> = file.iter().collect();
+    views.sort_by_key(|(name, _)| *name);
+    let sum = checksum(views.iter().map(|(name, view)| (*name, view.data())), "");
+    if metadata.metadata().as_ref().and_then(|entries| entries.get(HEADER)) != Some(&sum) {
+        return Err(refuse("its numbers are not those that were saved".into()));
+    }
+    views.into_iter().map(|(name, view)| Ok((name.to_owned(), tensor_of(&view, &refuse)?))).collect()
+}
+
 /// A checkpoint's counts, as one entry of its metadata: safetensors writes several in no fixed order.
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -181,15 +217,19 @@ const HEADER: &str = "flatland";
 
 impl Header {
     fn checksum<'a>(&self, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-        let mut hash = Sha256::new();
-        for (name, bytes) in tensors {
-            hash.update(name);
-            hash.update(bytes);
-        }
         let Self { network, epochs, steps, notes, .. } = self;
-        hash.update(format!("{network}\n{epochs}\n{steps}\n{notes}"));
-        format!("{:x}", hash.finalize())
+        checksum(tensors, &format!("{network}\n{epochs}\n{steps}\n{notes}"))
     }
+}
+
+fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>, text: &str) -> String {
+    let mut hash = Sha256::new();
+    for (name, bytes) in tensors {
+        hash.update(name);
+        hash.update(bytes);
+    }
+    hash.update(text);
+    format!("{:x}", hash.finalize())
 }
 
 fn host(tensor: &Tensor, kind: Kind) -> Result<Tensor> {

@@ -13,6 +13,8 @@ pub enum Purpose {
     Weights = 0,
     /// The order of examples within an epoch.
     Order = 1,
+    /// What is put in the place of labels or pixels.
+    Corruption = 2,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.

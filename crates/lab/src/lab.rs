@@ -1,0 +1,265 @@
+//! `lab`: lists the experiments, runs one or all, and gathers runs in one page.
+
+use crate::EXPERIMENTS;
+use crate::command::Arguments;
+use crate::experiment::{Entry, FAILED, INTERRUPTED, OK, USAGE, complain, print};
+use anyhow::{Context, Result, ensure};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use comfy_table::{ContentArrangement, Table, presets};
+use flatland_network::allocator;
+use flatland_record::{MANIFEST_FILE, Manifest, Status, contact_sheet, write_report};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// The whole of `lab`'s binary.
+pub fn main() -> ExitCode {
+    allocator::keep_large_blocks();
+    let matches = command().get_matches();
+    let code = match matches.subcommand() {
+        Some(("list", of)) => answer(list(&path(of, "out"))),
+        Some(("run", of)) => run(of),
+        Some(("report", of)) => answer(report(of)),
+        _ => USAGE,
+    };
+    ExitCode::from(code)
+}
+
+fn command() -> Command {
+    let out = || {
+        let out = Arg::new("out").long("out").value_name("DIR").default_value("outputs");
+        out.value_parser(value_parser!(PathBuf)).help("Folder with the runs")
+    };
+    let file = |name: &'static str| {
+        Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf))
+    };
+    let list = Command::new("list").about("The experiments: what each answers, its presets, and how long they take");
+    let all = Arguments::command_with(&[])
+        .name("all")
+        .about("Every experiment, one after the other, then one page over all of them")
+        .after_help("--dataset goes to the experiments that have one; --config and --set belong to one experiment.");
+    let run = Command::new("run")
+        .about("Runs an experiment, or all of them")
+        .subcommand_required(true)
+        .subcommand_value_name("EXPERIMENT")
+        .subcommand_help_heading("Experiments")
+        .subcommands(EXPERIMENTS.iter().map(|entry| (entry.command)()))
+        .subcommand(all);
+    let report = Command::new("report")
+        .about("One self-contained page over runs: questions, verdicts, figures, tables")
+        .arg(
+            Arg::new("runs")
+                .value_name("RUN")
+                .action(ArgAction::Append)
+                .value_parser(value_parser!(PathBuf))
+                .help("Folders of runs [default: the newest run of each experiment]"),
+        )
+        .arg(out())
+        .arg(file("to").help("The page [default: report.html in the folder of the one run, or of all]"))
+        .arg(file("contact-sheet").help("Also all figures on one PNG"));
+    Command::new("lab")
+        .about("Flatland's experiments under one roof")
+        .version(env!("CARGO_PKG_VERSION"))
+        .max_term_width(100)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(list.arg(out()))
+        .subcommand(run)
+        .subcommand(report)
+}
+
+fn path(matches: &ArgMatches, name: &str) -> PathBuf {
+    matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
+}
+
+fn answer(result: Result<()>) -> u8 {
+    match result {
+        Ok(()) => OK,
+        Err(error) => {
+            complain(&error);
+            FAILED
+        }
+    }
+}
+
+fn list(out: &Path) -> Result<()> {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(["experiment", "question", "presets, and how long they take"]);
+    for entry in EXPERIMENTS {
+        let times: Vec<String> =
+            preset_names(entry).iter().map(|name| format!("{name}: {}", rough_time(entry, name, out))).collect();
+        table.add_row([entry.name, entry.about, &times.join("\n")]);
+    }
+    let note = "Times marked * are those of the newest finished run here; the others were measured on 2 cores, one seed as \
+                the preset has it.\nRun one with `lab run <experiment> --preset <preset>`, or all with `lab run all`.";
+    print(&format!("{table}\n{note}\n"))
+}
+
+fn preset_names(entry: &Entry) -> Vec<String> {
+    let presets: toml::Table = toml::from_str(entry.presets).unwrap_or_default();
+    presets.keys().cloned().collect()
+}
+
+fn rough_time(entry: &Entry, preset: &str, out: &Path) -> String {
+    let here = runs_of(out, entry.name)
+        .into_iter()
+        .filter(|(_, manifest)| manifest.preset == preset && manifest.status == Status::Finished)
+        .max_by(|(_, a), (_, b)| a.started.cmp(&b.started))
+        .and_then(|(_, manifest)| manifest.seconds);
+    let told = entry.seconds.iter().find(|(name, _)| *name == preset).map(|(_, seconds)| *seconds);
+    match (here, told) {
+        (Some(seconds), _) => format!("{} *", duration(seconds)),
+        (None, Some(seconds)) => format!("about {}", duration(seconds)),
+        (None, None) => "not measured".into(),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    if seconds < 90. { format!("{seconds:.0} s") } else { format!("{:.0} min", seconds / 60.) }
+}
+
+/// The runs of an experiment whose manifests can be read.
+fn runs_of(out: &Path, name: &str) -> Vec<(PathBuf, Manifest)> {
+    let entries = std::fs::read_dir(out.join(name)).into_iter().flatten().flatten();
+    let runs = entries.map(|entry| entry.path()).filter(|path| !path.is_symlink());
+    runs.filter_map(|path| Manifest::read(&path.join(MANIFEST_FILE)).ok().map(|manifest| (path, manifest))).collect()
+}
+
+fn run(matches: &ArgMatches) -> u8 {
+    let Some((name, of)) = matches.subcommand() else { return USAGE };
+    let entry = EXPERIMENTS.iter().find(|entry| entry.name == name);
+    let arguments = match Arguments::read(of, entry.map_or(&[], |entry| entry.flags)) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    match entry {
+        Some(entry) => (entry.run)(&arguments),
+        None => run_all(&arguments),
+    }
+}
+
+/// An experiment that fails does not keep the others from running; an interruption does.
+fn run_all(arguments: &Arguments) -> u8 {
+    if !arguments.set.is_empty() || arguments.config.is_some() {
+        complain(&anyhow::anyhow!(
+            "--set and --config belong to one experiment, use them with `lab run <experiment>`"
+        ));
+        return USAGE;
+    }
+    let start = Instant::now();
+    let mut failed = Vec::new();
+    for (index, entry) in EXPERIMENTS.iter().enumerate() {
+        if !arguments.quiet {
+            eprintln!("== {} ({} of {})", entry.name, index + 1, EXPERIMENTS.len());
+        }
+        let mut mine = arguments.clone();
+        if !has_data_set(entry) {
+            mine.dataset = None;
+        }
+        match (entry.run)(&mine) {
+            OK => {}
+            code @ (USAGE | INTERRUPTED) => return code,
+            _ => failed.push(entry.name),
+        }
+    }
+    if arguments.show_settings {
+        return OK;
+    }
+    let page = arguments.out.join("report.html");
+    let written = latest_runs(&arguments.out).and_then(|runs| Ok(write_report(&runs, &page)?));
+    if let Err(error) = written.and_then(|()| {
+        print(&format!("all in {}: {}\n", duration(start.elapsed().as_secs_f64()), page.display()))
+    }) {
+        complain(&error);
+        return FAILED;
+    }
+    if failed.is_empty() {
+        return OK;
+    }
+    complain(&anyhow::anyhow!("these failed, as said above: {}", failed.join(", ")));
+    FAILED
+}
+
+fn has_data_set(entry: &Entry) -> bool {
+    let presets: toml::Table = toml::from_str(entry.presets).unwrap_or_default();
+    presets.get("paper").and_then(toml::Value::as_table).is_some_and(|paper| paper.contains_key("dataset"))
+}
+
+/// The newest run of each experiment that has one.
+fn latest_runs(out: &Path) -> Result<Vec<PathBuf>> {
+    let latest = |entry: &Entry| {
+        let runs = runs_of(out, entry.name);
+        runs.into_iter().max_by(|(_, a), (_, b)| a.started.cmp(&b.started)).map(|(path, _)| path)
+    };
+    let runs: Vec<PathBuf> = EXPERIMENTS.iter().filter_map(latest).collect();
+    ensure!(
+        !runs.is_empty(),
+        "there are no runs in {}: run an experiment first (lab run <experiment>), or name another folder with --out",
+        out.display()
+    );
+    Ok(runs)
+}
+
+fn report(matches: &ArgMatches) -> Result<()> {
+    let out = path(matches, "out");
+    let named: Vec<PathBuf> = matches.get_many::<PathBuf>("runs").into_iter().flatten().cloned().collect();
+    let runs = if named.is_empty() { latest_runs(&out)? } else { named.clone() };
+    let page = match (matches.get_one::<PathBuf>("to"), named.as_slice()) {
+        (Some(page), _) => page.clone(),
+        (None, [one]) => one.join("report.html"),
+        _ => out.join("report.html"),
+    };
+    write_report(&runs, &page)?;
+    print(&format!("{}\n", page.display()))?;
+    if let Some(sheet) = matches.get_one::<PathBuf>("contact-sheet") {
+        let mut figures = Vec::new();
+        for run in &runs {
+            let manifest = Manifest::read(&run.join(MANIFEST_FILE))?;
+            let pngs = manifest.files.iter().filter(|file| {
+                Path::new(&file.name).extension().is_some_and(|extension| extension == "png")
+            });
+            figures.extend(pngs.map(|file| {
+                (format!("{}: {}", manifest.experiment, file.name.trim_end_matches(".png")), run.join(&file.name))
+            }));
+        }
+        contact_sheet(&figures, 4, sheet).context("no contact sheet")?;
+        print(&format!("{}\n", sheet.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_experiment_has_its_places() {
+        command().debug_assert();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let stems = |folder: &Path, extension: &str| {
+            let mut stems: Vec<String> = std::fs::read_dir(folder)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .filter(|path| path.extension().is_some_and(|found| found == extension))
+                .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+                .collect();
+            stems.sort();
+            stems
+        };
+        let mut names: Vec<String> = EXPERIMENTS.iter().map(|entry| entry.name.to_owned()).collect();
+        names.sort();
+        assert_eq!(stems(&root.join("../../configs"), "toml"), names);
+        let binaries: Vec<String> =
+            stems(&root.join("src/bin"), "rs").into_iter().filter(|name| name != "lab").collect();
+        assert_eq!(binaries, names);
+        for entry in EXPERIMENTS {
+            let presets = preset_names(entry);
+            assert!(["paper", "quick"].iter().all(|name| presets.iter().any(|found| found == name)));
+            for (name, seconds) in entry.seconds {
+                assert!(presets.iter().any(|found| found == name) && *seconds > 0., "{}: {name}", entry.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Values over seeds, for tables and figures: means with intervals.
+
+use crate::experiment::Experiment;
+use crate::run::Run;
+use flatland_record::{Colour, Series};
+use flatland_statistics::{Interval, LEVEL, mean_interval};
+
+/// `0.0123 [0.0110, 0.0137]`, the interval where there is one.
+pub fn number(interval: Interval, scale: f64, decimals: usize, unit: &str) -> String {
+    let mean = scale * interval.mean;
+    match interval.ends {
+        Some((low, high)) => {
+            format!("{mean:.decimals$}{unit} [{:.decimals$}, {:.decimals$}]", scale * low, scale * high)
+        }
+        None => format!("{mean:.decimals$}{unit}"),
+    }
+}
+
+/// The mean of some values, as [`number`] writes it; empty for none.
+pub fn mean_number(values: &[f64], scale: f64, decimals: usize, unit: &str) -> String {
+    mean_interval(values, LEVEL).map_or_else(String::new, |interval| number(interval, scale, decimals, unit))
+}
+
+/// Four significant digits.
+pub fn short(value: f64) -> String {
+    let size = value.abs();
+    if value == 0. || !value.is_finite() {
+        format!("{value}")
+    } else if (1e-3..1e4).contains(&size) {
+        let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
+        format!("{value:.decimals$}")
+    } else {
+        format!("{value:.3e}")
+    }
+}
+
+/// A series of means over x, with the intervals as its band.
+pub fn series(
+    name: impl Into<String>,
+    colour: Colour,
+    scale: f64,
+    values: impl IntoIterator<Item = (f64, Interval)>,
+) -> Series {
+    let values: Vec<(f64, Interval)> = values.into_iter().collect();
+    let line = values.iter().map(|(x, interval)| (*x, scale * interval.mean)).collect();
+    let ends = whiskers(scale, &values);
+    let series = Series::line(name, colour, line);
+    if ends.is_empty() { series } else { series.with_band(ends) }
+}
+
+/// `(x, low, high)` of each interval that there is.
+pub fn whiskers(scale: f64, values: &[(f64, Interval)]) -> Vec<(f64, f64, f64)> {
+    let ends =
+        |(x, interval): &(f64, Interval)| interval.ends.map(|(low, high)| (*x, scale * low, scale * high));
+    values.iter().filter_map(ends).collect()
+}
+
+/// What every figure says below its title: the subject, the preset, the seeds, and what else there is to say.
+pub fn subtitle<E: Experiment>(settings: &E::Settings, run: &Run, subject: &str, more: &str) -> String {
+    let seeds = match E::seeds(settings).as_slice() {
+        [one] => format!("seed {one}"),
+        many => format!("{} seeds", many.len()),
+    };
+    let more = if more.is_empty() { String::new() } else { format!(" · {more}") };
+    format!("{subject} · preset {} · {seeds}{more}", run.preset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_numbers_have_four_digits() {
+        for (value, text) in
+            [(0., "0"), (1.23456, "1.235"), (-0.012_345, "-0.01234"), (99.999, "100.00"), (1e-9, "1.000e-9")]
+        {
+            assert_eq!(short(value), text);
+        }
+        assert_eq!(short(f64::NAN), "NaN");
+    }
+}
