@@ -37,8 +37,6 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     let right = prepared.iter().map(Prepared::right).fold(0.0, f64::max);
     let top = prepared.iter().map(|p| p.top(wide - left - right)).fold(0.0, f64::max);
 
-    let below_frame = prepared.iter().map(|p| p.bottom(wide - left - right)).fold(0.0, f64::max);
-
     let shared = legend::entries(figure.panels.iter(), &figure.band_meaning);
     let single = |p: &Prepared| legend::entries(std::iter::once(p.panel), &figure.band_meaning);
     // One legend serves all panels that show the same things.
@@ -56,6 +54,8 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     for row in (0..count).step_by(columns) {
         let cells = row..(row + columns).min(count);
         let below = |cell: usize| notes[cell].len() as f64 * NOTE_ROW + legend::height(&legends[cell], wide);
+        let below_frame =
+            prepared[cells.clone()].iter().map(|p| p.bottom(wide - left - right)).fold(0.0, f64::max);
         for cell in cells.clone() {
             let x = MARGIN + (cell - row) as f64 * (wide + GUTTER);
             let bottom = y + high - below_frame;

@@ -49,7 +49,7 @@ impl<'a> Prepared<'a> {
     /// Settles ranges, and the vertical ticks for a frame of about `height`.
     pub(super) fn new(panel: &'a Panel, height: f64) -> Result<Self> {
         let line = |series: &Series| matches!(series.style.shape, SeriesShape::Line | SeriesShape::Steps);
-        let dots = panel.series.iter().any(|series| !line(series));
+        let dots = panel.series.iter().any(|series| !line(series) || series.style.ends.is_some());
         let all = || panel.series.iter();
         let x =
             Span::of(&panel.x, all().flat_map(xs).chain(mark_places(panel)).chain(bar_ends(panel)), dots)?;
@@ -566,9 +566,9 @@ impl<'a> Prepared<'a> {
         if series.side == AxisSide::Right { self.y2.as_ref().unwrap_or(&self.y) } else { &self.y }
     }
 
-    /// With two axes, each is written in the colour of its first series.
+    /// With two axes, each is written in the colour of its first series that has a name.
     fn axis_ink(&self, side: AxisSide) -> Ink {
-        let first = self.panel.series.iter().find(|series| series.side == side);
+        let first = self.panel.series.iter().find(|series| series.side == side && !series.name.is_empty());
         match first {
             Some(series) if self.y2.is_some() => Ink::solid(series.style.colour.rgb()),
             _ => TEXT,
