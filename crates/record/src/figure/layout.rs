@@ -54,9 +54,11 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     for row in (0..count).step_by(columns) {
         let cells = row..(row + columns).min(count);
         let below = |cell: usize| notes[cell].len() as f64 * NOTE_ROW + legend::height(&legends[cell], wide);
+        let below_frame =
+            prepared[cells.clone()].iter().map(|p| p.bottom(wide - left - right)).fold(0.0, f64::max);
         for cell in cells.clone() {
             let x = MARGIN + (cell - row) as f64 * (wide + GUTTER);
-            let bottom = y + high - Prepared::BOTTOM;
+            let bottom = y + high - below_frame;
             let frame = Frame { left: x + left, top: y + top, right: x + wide - right, bottom };
             prepared[cell].draw(&mut scene, frame, top - 12.0);
             let mut under = y + high;
@@ -97,7 +99,7 @@ fn heading(scene: &mut Scene, figure: &Figure, width: f64) -> f64 {
 }
 
 /// Joins `parts` into lines no wider than `room`.
-fn wrap(parts: &[String], between: &str, size: f64, room: f64) -> Vec<String> {
+pub(super) fn wrap(parts: &[String], between: &str, size: f64, room: f64) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
         match lines.last_mut() {

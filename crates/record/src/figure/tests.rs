@@ -150,7 +150,7 @@ fn extreme_values_do_not_break_the_drawing() {
     let values = [f64::MIN, f64::MAX, f64::MIN_POSITIVE, 5e-324, 0.0, -0.0, 1e-300, 1.0];
     let points: Vec<(f64, f64)> = values.iter().flat_map(|&x| values.iter().map(move |&y| (x, y))).collect();
     for scale in [Scale::Linear, Scale::Log10] {
-        let axis = || Axis { label: "v".into(), scale, range: None };
+        let axis = || Axis { label: "v".into(), scale, range: None, categories: Vec::new() };
         let series = Series::line("a", Colour::Blue, points.clone()).with_points();
         let svg = Figure::new("", "", vec![Panel::new("", axis(), axis()).with(series)]).to_svg().unwrap();
         assert!(!svg.contains("NaN") && !svg.contains("2147483647"));
@@ -165,4 +165,197 @@ fn both_files_are_written() {
     assert!(paths.iter().all(|path| path.metadata().unwrap().len() > 1000));
     let error = interpolation().write(&folder.path().join("none"), "a").unwrap_err();
     assert!(matches!(error, RecordError::Write { .. }), "{error}");
+}
+
+/// Every way of drawing a series, with all that can hang on it.
+fn dressed(points: &[(f64, f64)]) -> Vec<Series> {
+    let dress = |series: Series| {
+        let ys = points.iter().map(|p| (p.1 - 1.0, p.1 + 1.0)).collect();
+        let xs = points.iter().map(|p| (p.0 / 2.0, p.0 * 2.0)).collect();
+        series
+            .with_whiskers(ys)
+            .with_x_whiskers(xs)
+            .with_labels(points.iter().map(|p| format!("label {}", p.1)))
+            .with_values(points.iter().map(|p| p.1).collect())
+            .with_ends(Marker::Star, Marker::Cross)
+    };
+    let points = points.to_vec();
+    vec![
+        dress(Series::line("line", Colour::Blue, points.clone()).with_points()),
+        dress(Series::scatter("points", Colour::Green, points.clone()).with_marker(Marker::Diamond)),
+        dress(Series::bars("bars", Colour::Wine, points.clone())),
+        dress(Series::bars("more bars", Colour::Olive, points.clone()).thin()),
+        dress(Series::steps("steps", Colour::Brown, points)),
+    ]
+}
+
+#[test]
+fn bad_data_break_no_kind_of_series_on_no_kind_of_axis() {
+    let data: [&[(f64, f64)]; 8] = [
+        &[],
+        &[(1.0, 2.0)],
+        &[(0.0, 0.0)],
+        &[(f64::NAN, f64::NAN), (1.0, f64::INFINITY)],
+        &[(1.0, 3.0), (1.0, 3.0), (1.0, 3.0)],
+        &[(0.0, 0.0), (1.0, -1.0), (2.0, 5.0)],
+        &[(1.0, f64::NAN), (2.0, 1.0), (3.0, f64::NAN), (4.0, 2.0)],
+        &[(f64::MAX, f64::MIN), (5e-324, f64::MAX), (-1.0, 1.0)],
+    ];
+    let names = || Axis::categories("kind", ["a", "a name of several words", "c"]);
+    for points in data {
+        for x in [Axis::linear("x"), Axis::log10("x"), names()] {
+            for y in [Axis::linear("y"), Axis::log10("y"), names()] {
+                let mut panel = Panel::new("", x.clone(), y)
+                    .with_level(0.0, "zero")
+                    .with_level(f64::NAN, "nowhere")
+                    .with_mark(1.0, "one")
+                    .with_colour_bar(Axis::log10("value"));
+                panel.series = dressed(points);
+                let figure = Figure::new("", "", vec![panel]);
+                let svg = figure.to_svg().unwrap();
+                assert!(!svg.contains("2147483647") && !svg.contains("nowhere"), "{points:?}");
+                assert!(svg.contains(">\nvalue\n<"));
+            }
+        }
+    }
+    let mut panel = Panel::new("", names(), Axis::linear("y"));
+    panel.series = dressed(&[(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)]);
+    Figure::new("", "", vec![panel]).to_png().unwrap();
+    let nothing: [&str; 0] = [];
+    let empty = Panel::new("", Axis::categories("kind", nothing), Axis::linear("y"));
+    assert!(Figure::new("", "", vec![empty]).to_svg().unwrap().contains("no finite value"));
+}
+
+#[test]
+fn whiskers_fewer_than_points_and_labels_more_are_fine() {
+    let series = Series::scatter("a", Colour::Blue, vec![(0.0, 1.0), (1.0, 2.0)])
+        .with_whiskers(vec![(0.5, 1.5)])
+        .with_labels(["first", "", "third"])
+        .with_values(vec![3.0]);
+    let panel = Panel::new("", Axis::linear("x"), Axis::linear("y")).with(series);
+    let svg = Figure::new("", "", vec![panel]).to_svg().unwrap();
+    assert!(svg.contains("first") && !svg.contains("third"));
+    assert!(svg.contains("whiskers: 95 % interval of the mean"));
+}
+
+#[test]
+fn texts_beside_points_cover_neither_points_nor_each_other() {
+    let points: Vec<(f64, f64)> =
+        (0..30_u32).map(|i| (f64::from(i * 7919 % 101), f64::from(i * 104_729 % 89))).collect();
+    let labels: Vec<String> = (0..30).map(|i| format!("text {i}")).collect();
+    let series = Series::scatter("a", Colour::Blue, points).with_labels(labels);
+    let panel = Panel::new("", Axis::linear("x"), Axis::linear("y")).with(series);
+    let scene = layout::scene(&Figure::new("", "", vec![panel])).unwrap();
+    let texts: Vec<(f64, f64, f64)> = scene
+        .shapes
+        .iter()
+        .filter_map(|s| match s {
+            scene::Shape::Text(t) if t.words.starts_with("text") => {
+                Some((t.at.0, t.at.0 + t.width(), t.at.1))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(texts.len(), 30);
+    for (i, a) in texts.iter().enumerate() {
+        for b in &texts[i + 1..] {
+            assert!(a.1 <= b.0 || b.1 <= a.0 || (a.2 - b.2).abs() >= 10.0, "{a:?} {b:?}");
+        }
+        for shape in &scene.shapes {
+            if let scene::Shape::Disc { at, .. } = shape {
+                assert!(at.0 < a.0 || at.0 > a.1 || (at.1 - a.2).abs() > 5.0, "{a:?} {at:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bars_stand_on_zero_side_by_side() {
+    let bars = |name, colour| Series::bars(name, colour, vec![(0.0, 1.0), (1.0, 2.0)]);
+    let axis = Axis::categories("", ["a", "b"]);
+    let panel = Panel::new("", axis, Axis::linear("n"))
+        .with(bars("first", Colour::Blue))
+        .with(bars("second", Colour::Green));
+    let scene = layout::scene(&Figure::new("", "", vec![panel])).unwrap();
+    let spans = |colour: Colour| -> Vec<(f64, f64, f64, f64)> {
+        let areas = scene.shapes.iter().filter_map(|s| match s {
+            scene::Shape::Area { path, ink } if ink.rgb == colour.rgb() => Some(path),
+            _ => None,
+        });
+        areas
+            .map(|path| {
+                let fold = |of: fn(&(f64, f64)) -> f64, with: fn(f64, f64) -> f64| {
+                    path.iter().map(of).reduce(with).unwrap()
+                };
+                (
+                    fold(|p| p.0, f64::min),
+                    fold(|p| p.0, f64::max),
+                    fold(|p| p.1, f64::min),
+                    fold(|p| p.1, f64::max),
+                )
+            })
+            .collect()
+    };
+    let (first, second) = (spans(Colour::Blue), spans(Colour::Green));
+    // The last area of each is the legend's sample.
+    assert_eq!((first.len(), second.len()), (3, 3));
+    assert!(first[0].1 < second[0].0 && second[0].1 < first[1].0);
+    assert!((first[0].3 - first[1].3).abs() < 1e-9, "one foot");
+    let heights = [first[0].3 - first[0].2, first[1].3 - first[1].2];
+    assert!((heights[1] - 2.0 * heights[0]).abs() < 1e-6, "lengths are as the values");
+}
+
+#[test]
+fn looks_and_colours_of_a_scale_are_told_apart() {
+    let looks: Vec<_> = (0..44)
+        .map(|i| {
+            let style = Series::line("", Colour::Blue, Vec::new()).nth_look(i).style;
+            (style.colour, style.dash)
+        })
+        .collect();
+    assert!(looks.iter().enumerate().all(|(i, look)| !looks[..i].contains(look)));
+    let light = |t: f64| {
+        let (r, g, b) = Colour::scale(t).rgb();
+        0.2126 * f64::from(r) + 0.7152 * f64::from(g) + 0.0722 * f64::from(b)
+    };
+    for step in 0..50 {
+        assert!(light(f64::from(step) / 50.0) < light(f64::from(step + 1) / 50.0), "brighter all the way");
+    }
+    assert_eq!(Colour::scale(f64::NAN), Colour::Grey);
+    assert_eq!(Colour::scale(-3.0), Colour::scale(0.0));
+    assert_eq!(Colour::scale(f64::INFINITY), Colour::Rgb(253, 231, 37));
+}
+
+#[test]
+fn a_distribution_counts_what_is_infinite_and_leaves_out_what_is_not_a_number() {
+    assert_eq!(ecdf(&[]), []);
+    assert_eq!(ecdf(&[f64::NAN, f64::INFINITY]), []);
+    assert_eq!(ecdf(&[5.0]), [(5.0, 0.0), (5.0, 1.0)]);
+    assert_eq!(ecdf(&[1.0, 1.0]), [(1.0, 0.0), (1.0, 1.0)]);
+    assert_eq!(ecdf(&[f64::NEG_INFINITY, 3.0, f64::NAN]), [(3.0, 0.5), (3.0, 1.0)]);
+}
+
+#[test]
+fn a_long_legend_stands_in_columns() {
+    let mut panel = Panel::new("", Axis::linear("x"), Axis::linear("y"));
+    for index in 0..20 {
+        let points = vec![(0.0, 0.0), (1.0, index as f64)];
+        panel = panel.with(Series::line(format!("series {index}"), Colour::Blue, points).nth_look(index));
+    }
+    panel = panel.with(Series::line("a name far wider than any panel ".repeat(8), Colour::Grey, Vec::new()));
+    let scene = layout::scene(&Figure::new("", "", vec![panel.clone()])).unwrap();
+    assert!(scene.shapes.len() > 20);
+    panel.series.pop();
+    let scene = layout::scene(&Figure::new("", "", vec![panel])).unwrap();
+    let mut starts: Vec<i64> = scene
+        .shapes
+        .iter()
+        .filter_map(|s| match s {
+            scene::Shape::Text(t) if t.words.starts_with("series") => Some(t.at.0.round() as i64),
+            _ => None,
+        })
+        .collect();
+    starts.sort_unstable();
+    starts.dedup();
+    assert!((2..=8).contains(&starts.len()), "{starts:?}");
 }
