@@ -5,9 +5,11 @@
 
 mod claim;
 mod interval;
+mod rank;
 
 pub use claim::{Claim, LEVEL, Outcome, Rule, Verdict};
 pub use interval::{
     Interval, bootstrap_interval, geometric_mean_interval, mean_interval, median, median_interval,
     share_interval,
 };
+pub use rank::rank_correlation;

@@ -1,0 +1,3 @@
+//! `sensitivity` from its command line to its files: small runs on `digits`, with the built binary.
+
+fn main() {}
