@@ -327,9 +327,14 @@ fn last_batch(train: &Examples, trial: &Trial) -> Result<Examples> {
         return Ok(train.share());
     }
     let order = epoch_order((trial.seed, trial.stream), trial.epochs - 1, count);
-    let start = (count - 1) / trial.batch * trial.batch;
-    let chosen = Tensor::f_from_slice(&order[start as usize..])?.f_to_device(train.inputs.device())?;
+    let chosen = Tensor::f_from_slice(&order[last_start(count, trial.batch) as usize..])?
+        .f_to_device(train.inputs.device())?;
     Ok(Examples::new(train.inputs.f_index_select(0, &chosen)?, train.targets.f_index_select(0, &chosen)?)?)
+}
+
+/// Where the last batch of an epoch begins: it holds what is left.
+fn last_start(count: i64, batch: i64) -> i64 {
+    (count - 1) / batch * batch
 }
 
 /// From norms of each example to one number a model, split and measure. `found` goes by trial, then by split.
@@ -368,7 +373,8 @@ fn observe(
             }
         }
         let last = found[0].get(NOTEBOOK.name).context("the last batch is missing")?;
-        add(LAST_BATCH, NOTEBOOK, last.f_double_value(&[0])?, Some(trial.batch.min(images.train.count())));
+        let examples = images.train.count() - last_start(images.train.count(), trial.batch);
+        add(LAST_BATCH, NOTEBOOK, last.f_double_value(&[0])?, Some(examples));
     }
     Ok(Observations(observations))
 }
@@ -506,14 +512,17 @@ const CLAIMS: [Claim; 8] = [
         id: "sensitivity-falls",
         statement: "Sensitivity is lower at batch sizes past 5,000 than at small ones",
         source: "report",
-        statistic: "ln of the mean input-gradient norm over test examples with the large batch over the one with the                     small (no unit)",
+        statistic: "ln of the mean input-gradient norm over test examples with the large batch over the one \
+                    with the small (no unit)",
         rule: Rule::MeanBelow(0.),
     },
     Claim {
         id: "sensitivity-turns",
         statement: "Sensitivity falls more steeply past a batch size of 5,000 than up to 500",
         source: "report",
-        statistic: "d ln (input-gradient norm) / d ln (batch size) from the smallest batch of at least 5,000 to the                     large one, minus the same from the smallest batch to the small one (no unit)",
+        statistic: "d ln (input-gradient norm) / d ln (batch size) from the smallest batch of at least \
+                    5,000 to the large one, minus the same from the smallest batch to the small one (no \
+                    unit)",
         rule: Rule::MeanBelow(0.),
     },
     Claim {
@@ -527,21 +536,24 @@ const CLAIMS: [Claim; 8] = [
         id: "notebook-measure-falls",
         statement: "The notebook's figure, the norm of the parameters' gradient, is lower past 5,000 too",
         source: "notebook",
-        statistic: "ln of the mean norm over tensors of the last batch's gradient with the large batch over the one                     with the small (no unit)",
+        statistic: "ln of the mean norm over tensors of the last batch's gradient with the large batch over \
+                    the one with the small (no unit)",
         rule: Rule::MeanBelow(0.),
     },
     Claim {
         id: "jacobian-falls",
         statement: "The input-output Jacobian is smaller at batch sizes past 5,000 than at small ones",
         source: "report, by the measure of Novak et al. 2018",
-        statistic: "ln of the mean Jacobian norm over test examples with the large batch over the one with the small                     (no unit)",
+        statistic: "ln of the mean Jacobian norm over test examples with the large batch over the one with \
+                    the small (no unit)",
         rule: Rule::MeanBelow(0.),
     },
     Claim {
         id: "jacobian-tells-gap",
         statement: "Over batch sizes, models with a larger input-output Jacobian generalise worse",
         source: "Novak et al. 2018",
-        statistic: "Spearman's rank correlation over batch sizes of the Jacobian norm on test examples and train minus                     test accuracy",
+        statistic: "Spearman's rank correlation over batch sizes of the Jacobian norm on test examples and \
+                    train minus test accuracy",
         rule: Rule::MeanAbove(0.),
     },
     Claim {
@@ -553,7 +565,8 @@ const CLAIMS: [Claim; 8] = [
     },
     Claim {
         id: "undertrained",
-        statement: "After equally many epochs, large batches have fitted the training images less: their models differ                     in more than the batch size",
+        statement: "After equally many epochs, large batches have fitted the training images less: their \
+                    models differ in more than the batch size",
         source: "Flatland",
         statistic: "ln of the training loss with the large batch over the one with the small (no unit)",
         rule: Rule::MeanAbove(0.),
