@@ -1,5 +1,9 @@
-//! What the loss looks like around θ, or between two of them.
+//! What the loss looks like around θ, or between two of them, and how strongly it reacts to the input.
 
 mod line;
+mod sensitivity;
 
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
+pub use sensitivity::{
+    JacobianNorms, frobenius_of_mean, input_gradient_norms, jacobian_norms, parameter_gradient_norm,
+};

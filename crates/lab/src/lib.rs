@@ -16,8 +16,10 @@ mod summary;
 mod trial;
 
 pub mod flatness;
+pub mod sensitivity;
 
 pub use experiment::{Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
-pub const EXPERIMENTS: &[Entry] = &[Entry::of::<flatness::Flatness>()];
+pub const EXPERIMENTS: &[Entry] =
+    &[Entry::of::<flatness::Flatness>(), Entry::of::<sensitivity::Sensitivity>()];

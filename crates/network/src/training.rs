@@ -98,9 +98,16 @@ impl Training<'_> {
     }
 
     fn order(&self, count: i64) -> Result<Tensor> {
-        let (seed, trial) = self.stream;
-        let mut order: Vec<i64> = (0..count).collect();
-        order.shuffle(&mut stream(seed, trial, self.epochs, Purpose::Order));
+        let order = epoch_order(self.stream, self.epochs, count);
         Ok(Tensor::f_from_slice(&order)?.f_to_device(self.theta.device())?)
     }
+}
+
+/// The order in which the `epoch`-th epoch, from 0, of the training with this seed and trial takes `count` examples. An epoch
+/// of a single batch takes them as they lie.
+pub fn epoch_order(of: (u64, u32), epoch: u32, count: i64) -> Vec<i64> {
+    let (seed, trial) = of;
+    let mut order: Vec<i64> = (0..count).collect();
+    order.shuffle(&mut stream(seed, trial, epoch, Purpose::Order));
+    order
 }

@@ -8,6 +8,7 @@ mod claim;
 mod interval;
 mod pca;
 mod similarity;
+mod rank;
 
 pub use claim::{Claim, LEVEL, Outcome, Rule, Verdict};
 pub use interval::{
@@ -16,3 +17,4 @@ pub use interval::{
 };
 pub use pca::{Pca, PcaError, Solver};
 pub use similarity::{cosine, cosines, distance, distances};
+pub use rank::rank_correlation;
