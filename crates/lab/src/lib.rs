@@ -15,9 +15,10 @@ mod settings;
 mod summary;
 mod trial;
 
+pub mod classify;
 pub mod flatness;
 
 pub use experiment::{Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
-pub const EXPERIMENTS: &[Entry] = &[Entry::of::<flatness::Flatness>()];
+pub const EXPERIMENTS: &[Entry] = &[Entry::of::<classify::Classify>(), Entry::of::<flatness::Flatness>()];
