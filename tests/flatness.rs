@@ -1,6 +1,9 @@
 //! `flatness` from its command line to its files: small runs on `digits`, with the built binary.
 
+mod common;
+
 use assert_cmd::Command;
+use common::{Out, assert_same_files, files_in, header, manifest, number, parts, rows};
 use flatland_record::sha256_hex;
 use predicates::prelude::*;
 use predicates::str::contains;
@@ -8,7 +11,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
@@ -50,102 +53,23 @@ const LONG: &[&str] = &[
     "1",
 ];
 
-/// The folder for runs, which lives as long as this value.
-struct Out(TempDir);
+const TABLES: [&str; 5] =
+    ["training.csv", "interpolation.csv", "interpolation_mean.csv", "barrier.csv", "claims.csv"];
 
-impl Out {
-    fn new() -> Self {
-        // In the build folder, since what statics hold is never dropped.
-        Self(TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
-    }
-
-    /// The experiment with these arguments, not yet started.
-    fn command(&self, arguments: &[&[&str]]) -> Command {
-        let mut command = Command::new(BINARY);
-        command.args(arguments.concat()).arg("--out").arg(self.0.path());
-        command
-    }
-
-    /// Runs it to its end, which must be a good one.
-    fn run(&self, arguments: &[&[&str]]) -> PathBuf {
-        self.command(arguments).assert().success().stderr("");
-        self.newest()
-    }
-
-    /// Runs it in the background.
-    fn start(&self, arguments: &[&[&str]]) -> Child {
-        std::process::Command::new(BINARY)
-            .args(arguments.concat())
-            .arg("--out")
-            .arg(self.0.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-
-    fn newest(&self) -> PathBuf {
-        self.0.path().join("flatness/latest").canonicalize().unwrap()
-    }
-
-    /// All runs' folders.
-    fn runs(&self) -> Vec<PathBuf> {
-        let all = files_in(&self.0.path().join("flatness"));
-        all.into_iter().filter(|path| !path.is_symlink()).collect()
-    }
-}
-
-fn files_in(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    paths
-}
-
-fn manifest(run: &Path) -> Value {
-    serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
-}
-
-/// A CSV file's rows, each by column.
-fn rows(run: &Path, file: &str) -> Vec<BTreeMap<String, String>> {
-    let mut reader = csv::Reader::from_path(run.join(file)).unwrap();
-    reader.deserialize().map(Result::unwrap).collect()
-}
-
-/// A safetensors file: its header with PyTorch's names, whose entries have no order, and its numbers.
-fn parts(bytes: &[u8]) -> (Value, &[u8]) {
-    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
-    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), &bytes[8 + length..])
-}
-
-fn header(run: &Path, file: &str) -> String {
-    fs::read_to_string(run.join(file)).unwrap().lines().next().unwrap().to_owned()
-}
-
-fn number(row: &BTreeMap<String, String>, column: &str) -> f64 {
-    row[column].parse().unwrap_or_else(|_| panic!("{column}: {:?}", row[column]))
-}
-
-const TABLES: [&str; 3] = ["training.csv", "interpolation.csv", "interpolation_mean.csv"];
-
-/// Byte for byte.
 fn assert_same_tables(left: &Path, right: &Path) {
-    for table in TABLES {
-        let [left, right] = [left, right].map(|run| fs::read_to_string(run.join(table)).unwrap());
-        assert!(left == right, "{table} differs:\n{left}\n{right}");
-    }
+    assert_same_files(left, right, &TABLES);
 }
 
 /// One undisturbed quick run by one worker, shared by the tests that only look.
 static BASE: LazyLock<(Out, PathBuf)> = LazyLock::new(|| {
-    let out = Out::new();
+    let out = Out::new(BINARY);
     let run = out.run(&[SMALL, QUICK, &["--workers", "1"]]);
     (out, run)
 });
 
 /// One undisturbed long run.
 static UNDISTURBED: LazyLock<(Out, PathBuf)> = LazyLock::new(|| {
-    let out = Out::new();
+    let out = Out::new(BINARY);
     let run = out.run(&[SMALL, LONG]);
     (out, run)
 });
@@ -157,6 +81,8 @@ fn every_file_of_a_run_is_there() {
         files_in(run).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
     let expected = [
         ".lock",
+        "barrier.csv",
+        "claims.csv",
         "interpolation.csv",
         "interpolation.png",
         "interpolation.svg",
@@ -326,7 +252,7 @@ fn the_manifest_tells_where_the_numbers_come_from() {
 
 #[test]
 fn the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers() {
-    let out = Out::new();
+    let out = Out::new(BINARY);
     let again = out.run(&[SMALL, QUICK, &["--workers", "2"]]);
     assert_same_tables(&BASE.1, &again);
     for weights in files_in(&again.join("weights")) {
@@ -339,7 +265,7 @@ fn the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers() {
 /// Two seeds: the first gives what it gave alone, the second something else, both together an interval.
 #[test]
 fn more_seeds_add_intervals_and_change_nothing_else() {
-    let out = Out::new();
+    let out = Out::new(BINARY);
     let both = out.run(&[SMALL, QUICK, &["--seeds", "2"]]);
     assert_eq!(manifest(&both)["seeds"], serde_json::json!([0, 1]));
     for table in ["training.csv", "interpolation.csv"] {
@@ -390,7 +316,7 @@ fn safetensors_in(out: &Out, folder: &str) -> Vec<PathBuf> {
 #[cfg(unix)]
 #[test]
 fn a_killed_run_goes_on_and_gives_the_same_bytes() {
-    let out = Out::new();
+    let out = Out::new(BINARY);
     let mut child = out.start(&[SMALL, LONG]);
     wait_for("a checkpoint", || !safetensors_in(&out, "trials").is_empty());
     child.kill().unwrap();
@@ -412,7 +338,7 @@ fn a_killed_run_goes_on_and_gives_the_same_bytes() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_without_training_again_what_is_finished() {
-    let out = Out::new();
+    let out = Out::new(BINARY);
     let mut child = out.start(&[SMALL, LONG]);
     // The weights of a model are written when its trial is finished; the next one is at work then.
     wait_for("a finished trial", || !safetensors_in(&out, "weights").is_empty());
@@ -449,7 +375,7 @@ fn an_interrupted_run_goes_on_without_training_again_what_is_finished() {
 /// With lr 1000 the weights overflow. The run says so in its numbers and does not stop for it.
 #[test]
 fn a_model_that_diverges_is_shown_as_it_is() {
-    let out = Out::new();
+    let out = Out::new(BINARY);
     let pairing = r#"pairings=[{name="steps",first={batch=60,lr=1000},second={batch=60,lr=0.01}}]"#;
     let run = out.run(&[SMALL, &["--set", "epochs=1", "--set", pairing]]);
     let at = |table: &str, column: &str, value: &str| -> Vec<f64> {
