@@ -19,7 +19,8 @@ mod table;
 
 pub use error::RecordError;
 pub use figure::{
-    Axis, AxisSide, Colour, Dash, Figure, Panel, Scale, Series, SeriesShape, Style, VerticalMark,
+    Axis, AxisSide, Colour, Dash, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
+    VerticalMark, ecdf,
 };
 pub use files::{sha256_hex, write_atomically};
 pub use git::GitState;

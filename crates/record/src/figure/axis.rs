@@ -29,6 +29,10 @@ pub(super) enum Misfit {
 impl Span {
     /// The range asked for, or one that holds all `values` that can be shown, with a margin if `padded`.
     pub(super) fn of(axis: &Axis, values: impl Iterator<Item = f64>, padded: bool) -> Result<Self> {
+        if !axis.categories.is_empty() {
+            let high = axis.categories.len() as f64 - 0.5;
+            return Ok(Self { scale: Scale::Linear, low: -0.5, high, empty: false });
+        }
         let scale = axis.scale;
         let log = scale == Scale::Log10;
         if let Some((low, high)) = axis.range {
@@ -182,6 +186,14 @@ pub(super) struct Ticks {
     pub(super) labelled: Vec<(f64, String)>,
     /// Values with a faint line only.
     pub(super) minor: Vec<f64>,
+}
+
+impl Ticks {
+    /// The names of an axis of categories, each at its place.
+    pub(super) fn of_categories(names: &[String]) -> Self {
+        let labelled = names.iter().enumerate().map(|(i, name)| (i as f64, name.clone())).collect();
+        Self { labelled, minor: Vec::new() }
+    }
 }
 
 fn linear_label(value: f64, step: f64, all: &[f64]) -> String {

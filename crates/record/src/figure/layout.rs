@@ -37,6 +37,8 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     let right = prepared.iter().map(Prepared::right).fold(0.0, f64::max);
     let top = prepared.iter().map(|p| p.top(wide - left - right)).fold(0.0, f64::max);
 
+    let below_frame = prepared.iter().map(|p| p.bottom(wide - left - right)).fold(0.0, f64::max);
+
     let shared = legend::entries(figure.panels.iter(), &figure.band_meaning);
     let single = |p: &Prepared| legend::entries(std::iter::once(p.panel), &figure.band_meaning);
     // One legend serves all panels that show the same things.
@@ -56,7 +58,7 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
         let below = |cell: usize| notes[cell].len() as f64 * NOTE_ROW + legend::height(&legends[cell], wide);
         for cell in cells.clone() {
             let x = MARGIN + (cell - row) as f64 * (wide + GUTTER);
-            let bottom = y + high - Prepared::BOTTOM;
+            let bottom = y + high - below_frame;
             let frame = Frame { left: x + left, top: y + top, right: x + wide - right, bottom };
             prepared[cell].draw(&mut scene, frame, top - 12.0);
             let mut under = y + high;
@@ -97,7 +99,7 @@ fn heading(scene: &mut Scene, figure: &Figure, width: f64) -> f64 {
 }
 
 /// Joins `parts` into lines no wider than `room`.
-fn wrap(parts: &[String], between: &str, size: f64, room: f64) -> Vec<String> {
+pub(super) fn wrap(parts: &[String], between: &str, size: f64, room: f64) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
         match lines.last_mut() {

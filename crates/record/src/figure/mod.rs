@@ -7,7 +7,8 @@ mod axis;
 mod clip;
 mod describe;
 mod edge;
-mod font;
+pub(crate) mod font;
+mod label;
 mod layout;
 mod legend;
 mod panel;
@@ -16,7 +17,8 @@ mod scene;
 mod svg;
 
 pub use describe::{
-    Axis, AxisSide, Colour, Dash, Figure, Panel, Scale, Series, SeriesShape, Style, VerticalMark,
+    Axis, AxisSide, Colour, Dash, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
+    VerticalMark, ecdf,
 };
 
 use std::path::{Path, PathBuf};

@@ -2,9 +2,11 @@
 
 use super::axis::{Span, Ticks};
 use super::clip::Frame;
-use super::describe::{AxisSide, Dash, Panel, Scale, Series, SeriesShape};
+use super::describe::{Axis, AxisSide, Colour, Dash, Marker, Panel, Scale, Series, SeriesShape};
 use super::edge::{self, Missing};
 use super::font;
+use super::label::Occupied;
+use super::layout::wrap;
 use super::scene::{Anchor, Ink, Place, Scene, Text};
 use crate::Result;
 
@@ -19,6 +21,11 @@ const MARK_SIZE: f64 = 11.0;
 const MARK_ROW: f64 = 15.0;
 const MARK_GAP: f64 = 12.0;
 const TICK_LENGTH: f64 = 4.0;
+const CATEGORY_ROW: f64 = 13.5;
+const BAR_SHARE: f64 = 0.8;
+const COLOUR_BAR: f64 = 12.0;
+const COLOUR_BAR_GAP: f64 = 14.0;
+pub(super) const BAR_ALPHA: f64 = 0.55;
 
 const TEXT: Ink = Ink::grey(40);
 const FRAME: Ink = Ink::grey(90);
@@ -33,18 +40,31 @@ pub(super) struct Prepared<'a> {
     y2: Option<Span>,
     y_ticks: Ticks,
     y2_ticks: Ticks,
+    colours: Option<Span>,
+    colour_ticks: Ticks,
     pub(super) missing: Vec<Missing>,
 }
 
 impl<'a> Prepared<'a> {
     /// Settles ranges, and the vertical ticks for a frame of about `height`.
     pub(super) fn new(panel: &'a Panel, height: f64) -> Result<Self> {
-        let dots = panel.series.iter().any(|series| series.style.shape != SeriesShape::Line);
-        let x = Span::of(&panel.x, panel.series.iter().flat_map(xs).chain(mark_places(panel)), dots)?;
+        let line = |series: &Series| matches!(series.style.shape, SeriesShape::Line | SeriesShape::Steps);
+        let dots = panel.series.iter().any(|series| !line(series));
+        let all = || panel.series.iter();
+        let x =
+            Span::of(&panel.x, all().flat_map(xs).chain(mark_places(panel)).chain(bar_ends(panel)), dots)?;
         let right = |series: &&Series| panel.y2.is_some() && series.side == AxisSide::Right;
-        let y = Span::of(&panel.y, panel.series.iter().filter(|s| !right(s)).flat_map(ys), true)?;
-        let y2 = match &panel.y2 {
-            Some(axis) => Some(Span::of(axis, panel.series.iter().filter(right).flat_map(ys), true)?),
+        let levels = panel.levels.iter().map(|level| level.value);
+        let mut y = Span::of(&panel.y, all().filter(|s| !right(s)).flat_map(ys).chain(levels), true)?;
+        stand_on_zero(&mut y, &panel.y, all().filter(|s| !right(s)));
+        let mut y2 = None;
+        if let Some(axis) = &panel.y2 {
+            let mut span = Span::of(axis, all().filter(right).flat_map(ys), true)?;
+            stand_on_zero(&mut span, axis, all().filter(right));
+            y2 = Some(span);
+        }
+        let colours = match &panel.colours {
+            Some(axis) => Some(Span::of(axis, all().flat_map(|s| s.values.iter().copied()), false)?),
             None => None,
         };
         // Decades can stand closer than other ticks: their labels need no reading between.
@@ -53,8 +73,16 @@ impl<'a> Prepared<'a> {
             Scale::Log10 => ((height / 30.0) as usize).clamp(3, 12),
         };
         let missing = edge::missing(panel, &x, &y, y2.as_ref());
-        let y2_ticks = y2.as_ref().map(|span| span.ticks(most(span))).unwrap_or_default();
-        Ok(Self { panel, x, y, y2, y_ticks: y.ticks(most(&y)), y2_ticks, missing })
+        let ticks = |span: &Span, names: &[String]| {
+            if names.is_empty() { span.ticks(most(span)) } else { Ticks::of_categories(names) }
+        };
+        let none = Ticks::default();
+        let y_ticks = ticks(&y, &panel.y.categories);
+        let y2_ticks =
+            y2.zip(panel.y2.as_ref()).map_or(none.clone(), |(span, axis)| ticks(&span, &axis.categories));
+        let colour_ticks =
+            colours.zip(panel.colours.as_ref()).map_or(none, |(span, axis)| ticks(&span, &axis.categories));
+        Ok(Self { panel, x, y, y2, y_ticks, y2_ticks, colours, colour_ticks, missing })
     }
 
     /// Room needed left of the frame for labels.
@@ -64,7 +92,24 @@ impl<'a> Prepared<'a> {
 
     /// Room needed right of the frame for labels.
     pub(super) fn right(&self) -> f64 {
-        if self.y2.is_some() { widest(&self.y2_ticks) + TICK_LENGTH + 34.0 } else { 20.0 }
+        self.right_axis() + self.colour_bar()
+    }
+
+    fn right_axis(&self) -> f64 {
+        if self.y2.is_some() {
+            widest(&self.y2_ticks) + TICK_LENGTH + 34.0
+        } else if self.colours.is_some() {
+            0.0
+        } else {
+            20.0
+        }
+    }
+
+    fn colour_bar(&self) -> f64 {
+        if self.colours.is_none() {
+            return 0.0;
+        }
+        COLOUR_BAR_GAP + COLOUR_BAR + widest(&self.colour_ticks) + TICK_LENGTH + 32.0
     }
 
     /// Room needed above a frame of the given width: title and rows of mark labels.
@@ -74,22 +119,50 @@ impl<'a> Prepared<'a> {
         title + rows as f64 * MARK_ROW + 8.0
     }
 
-    /// Room needed below the frame.
+    /// Room needed below a frame of the given width.
+    pub(super) fn bottom(&self, width: f64) -> f64 {
+        let rows = self.category_names(width).iter().map(Vec::len).max().unwrap_or(1);
+        let label = if self.panel.x.label.is_empty() { 20.0 } else { 0.0 };
+        Self::BOTTOM - label + (rows.max(1) - 1) as f64 * CATEGORY_ROW
+    }
+
+    /// Room needed below a frame with one row of tick labels.
     pub(super) const BOTTOM: f64 = 46.0;
+
+    /// The lines of each name on the horizontal axis, if it is one of names.
+    fn category_names(&self, width: f64) -> Vec<Vec<String>> {
+        let names = &self.panel.x.categories;
+        let room = (width / names.len().max(1) as f64 - 8.0).max(10.0);
+        let words = |name: &String| name.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        names.iter().map(|name| wrap(&words(name), " ", TICK_SIZE, room)).collect()
+    }
+
+    fn x_ticks(&self, width: f64) -> Ticks {
+        if self.panel.x.categories.is_empty() {
+            self.x.ticks_over(width, |label| font::width(label, TICK_SIZE, false))
+        } else {
+            Ticks::of_categories(&self.panel.x.categories)
+        }
+    }
 
     /// Draws the panel; its title stands `title_above` the frame, as in its neighbours.
     pub(super) fn draw(&self, scene: &mut Scene, frame: Frame, title_above: f64) {
-        let x_ticks = self.x.ticks_over(frame.width(), |label| font::width(label, TICK_SIZE, false));
+        let x_ticks = self.x_ticks(frame.width());
         self.draw_grid(scene, frame, &x_ticks);
         for series in &self.panel.series {
             self.draw_band(scene, frame, series);
         }
         self.draw_mark_lines(scene, frame);
+        self.draw_bars(scene, frame);
+        self.draw_levels(scene, frame);
         self.draw_axes(scene, frame, &x_ticks);
-        for series in &self.panel.series {
-            self.draw_series(scene, frame, series);
+        let mut occupied = Occupied::new(frame);
+        for (index, series) in self.panel.series.iter().enumerate() {
+            self.draw_series(scene, frame, index, series, &mut occupied);
         }
         edge::draw(scene, self.panel, &self.missing, &self.x, frame);
+        self.draw_colour_bar(scene, frame);
+        self.draw_labels(scene, frame, &mut occupied);
         self.draw_words(scene, frame, title_above);
         if self.y.empty && self.y2.is_none_or(|span| span.empty) {
             let middle = (f64::midpoint(frame.left, frame.right), f64::midpoint(frame.top, frame.bottom));
@@ -105,7 +178,8 @@ impl<'a> Prepared<'a> {
             (MINOR_GRID, x_ticks.minor.clone(), self.y_ticks.minor.clone()),
             (GRID, values(x_ticks), values(&self.y_ticks)),
         ] {
-            for x in xs {
+            // Between names there is nothing to be read off.
+            for x in xs.into_iter().filter(|_| self.panel.x.categories.is_empty()) {
                 scene.line(down(place_x(&self.x, frame, x)), 0.8, ink);
             }
             for y in ys {
@@ -124,9 +198,18 @@ impl<'a> Prepared<'a> {
         ] {
             scene.line(side.to_vec(), 1.0, FRAME);
         }
-        for (value, label) in &x_ticks.labelled {
+        let names = self.category_names(frame.width());
+        let room = frame.width() / names.len().max(1) as f64 - 4.0;
+        for (index, (value, label)) in x_ticks.labelled.iter().enumerate() {
             let x = place_x(&self.x, frame, *value);
             scene.line(vec![(x, bottom), (x, bottom + TICK_LENGTH)], 1.0, FRAME);
+            if let Some(lines) = names.get(index) {
+                for (row, line) in lines.iter().enumerate() {
+                    let at = (x, bottom + TICK_LENGTH + 9.5 + row as f64 * CATEGORY_ROW);
+                    scene.text(fitted(Text::new(line.clone(), at, TICK_SIZE, Anchor::Middle, TEXT), room));
+                }
+                continue;
+            }
             let at = (x, bottom + TICK_LENGTH + 9.5);
             scene.text(Text::new(label.clone(), at, TICK_SIZE, Anchor::Middle, TEXT));
         }
@@ -153,7 +236,7 @@ impl<'a> Prepared<'a> {
         let (middle_x, middle_y) =
             (f64::midpoint(frame.left, frame.right), f64::midpoint(frame.top, frame.bottom));
         let room = frame.width() + self.left();
-        let at = (middle_x, frame.bottom + TICK_LENGTH + 30.0);
+        let at = (middle_x, frame.bottom + self.bottom(frame.width()) - 12.0);
         scene.text(fitted(Text::new(panel.x.label.clone(), at, LABEL_SIZE, Anchor::Middle, TEXT), room));
 
         let at = (frame.left - self.left() + 10.0, middle_y);
@@ -162,7 +245,7 @@ impl<'a> Prepared<'a> {
         label.upwards = true;
         scene.text(fitted(label, frame.height() + 30.0));
         if let Some(axis) = &panel.y2 {
-            let at = (frame.right + self.right() - 8.0, middle_y);
+            let at = (frame.right + self.right_axis() - 8.0, middle_y);
             let ink = self.axis_ink(AxisSide::Right);
             let mut label = Text::new(axis.label.clone(), at, LABEL_SIZE, Anchor::Middle, ink);
             label.upwards = true;
@@ -239,13 +322,7 @@ impl<'a> Prepared<'a> {
         let Some(band) = &series.band else { return };
         let span = self.span_of(series);
         let ink = Ink { rgb: series.style.colour.rgb(), alpha: BAND_ALPHA };
-        // An end of the interval beyond the axis lies outside of the frame; only NaN is nowhere.
-        let beyond = |value: f64| match span.fraction(value) {
-            Some(fraction) => Some(fraction),
-            None if value.is_nan() => None,
-            None if value > 0.0 => Some(1e4),
-            None => Some(-1e4),
-        };
+        let beyond = |value: f64| beyond(span, value);
         let mut upper: Vec<Place> = Vec::new();
         let mut lower: Vec<Place> = Vec::new();
         let mut flush = |upper: &mut Vec<Place>, lower: &mut Vec<Place>| {
@@ -265,33 +342,224 @@ impl<'a> Prepared<'a> {
         flush(&mut upper, &mut lower);
     }
 
-    fn draw_series(&self, scene: &mut Scene, frame: Frame, series: &Series) {
-        let span = self.span_of(series);
-        let ink = Ink::solid(series.style.colour.rgb());
-        let place = |&(x, y): &(f64, f64)| -> Option<Place> {
-            let (x, y) = (self.x.fraction(x)?, span.fraction(y)?);
-            Some((frame.left + x * frame.width(), frame.bottom - y * frame.height()))
-        };
-        let places: Vec<Option<Place>> = series.points.iter().map(place).collect();
-        if series.style.shape != SeriesShape::Points {
+    fn draw_series(
+        &self,
+        scene: &mut Scene,
+        frame: Frame,
+        index: usize,
+        series: &Series,
+        occupied: &mut Occupied,
+    ) {
+        let style = series.style;
+        let alpha = if style.thin { 0.45 } else { 1.0 };
+        let ink = Ink { rgb: style.colour.rgb(), alpha };
+        let width = if style.thin { 0.9 } else { LINE_WIDTH };
+        let radius = if style.thin { 0.75 * POINT_RADIUS } else { POINT_RADIUS };
+        let places = self.places(frame, index, series);
+        if !matches!(style.shape, SeriesShape::Points | SeriesShape::Bars) {
             for run in places.split(Option::is_none) {
-                let run: Vec<Place> = run.iter().flatten().copied().collect();
-                for piece in frame.clip_path(&run) {
-                    scene.dashed_line(piece, LINE_WIDTH, ink, series.style.dash);
-                }
+                let mut run: Vec<Place> = run.iter().flatten().copied().collect();
                 // A value between two that cannot be drawn has no line to be seen by.
                 if let &[alone] = run.as_slice()
                     && frame.contains(alone)
                 {
-                    scene.disc(alone, LINE_WIDTH, ink);
+                    scene.disc(alone, width, ink);
+                }
+                if style.shape == SeriesShape::Steps {
+                    run = stairs(&run);
+                }
+                for piece in frame.clip_path(&run) {
+                    occupied.path(&piece);
+                    scene.dashed_line(piece, width, ink, style.dash);
                 }
             }
         }
-        if series.style.shape != SeriesShape::Line {
-            for &at in places.iter().flatten().filter(|&&at| frame.contains(at)) {
-                scene.disc(at, POINT_RADIUS, ink);
+        self.draw_whiskers(scene, frame, series, &places, occupied);
+        if matches!(style.shape, SeriesShape::Points | SeriesShape::LineAndPoints) {
+            for (number, at) in places.iter().enumerate() {
+                let Some(at) = at.filter(|&at| frame.contains(at)) else { continue };
+                let ink = Ink { alpha, ..self.ink_of(series, number) };
+                if !series.values.is_empty() && !matches!(style.marker, Marker::Cross | Marker::Plus) {
+                    // The bright end of the colours is pale on white.
+                    scene.marker(style.marker, at, radius + 1.3, Ink::grey(70));
+                    scene.marker(style.marker, at, radius + 0.5, ink);
+                } else {
+                    scene.marker(style.marker, at, radius, ink);
+                }
+                occupied.point(at);
             }
         }
+        let mut seen = places.iter().flatten().copied().filter(|&at| frame.contains(at));
+        if let Some((first, last)) = style.ends
+            && let Some(start) = seen.next()
+        {
+            let end = seen.last().unwrap_or(start);
+            for (marker, at) in [(first, start), (last, end)] {
+                scene.marker(marker, at, 2.1 * POINT_RADIUS, Ink::grey(255));
+                scene.marker(marker, at, 1.7 * POINT_RADIUS, Ink::solid(style.colour.rgb()));
+                occupied.point(at);
+            }
+        }
+    }
+
+    /// Where the points of a series lie: for bars the middle of their ends.
+    fn places(&self, frame: Frame, index: usize, series: &Series) -> Vec<Option<Place>> {
+        let span = self.span_of(series);
+        let shift = match self.bar_slot(frame, index) {
+            Some((left, width)) => left + width / 2.0,
+            None => 0.0,
+        };
+        let place = |&(x, y): &(f64, f64)| -> Option<Place> {
+            let (x, y) = (self.x.fraction(x)?, span.fraction(y)?);
+            Some((frame.left + x * frame.width() + shift, frame.bottom - y * frame.height()))
+        };
+        series.points.iter().map(place).collect()
+    }
+
+    /// Where the bars of a series begin, measured from their point, and how wide they are; `None` if it has no bars.
+    fn bar_slot(&self, frame: Frame, index: usize) -> Option<(f64, f64)> {
+        let bars = |series: &Series| series.style.shape == SeriesShape::Bars;
+        if !bars(&self.panel.series[index]) {
+            return None;
+        }
+        let before = self.panel.series[..index].iter().filter(|s| bars(s)).count() as f64;
+        let count = self.panel.series.iter().filter(|s| bars(s)).count() as f64;
+        let apart = if self.panel.x.categories.is_empty() {
+            let places = self.panel.series.iter().filter(|s| bars(s)).flat_map(|s| &s.points);
+            let gap = smallest_gap(places.filter_map(|p| self.x.fraction(p.0)));
+            gap.unwrap_or(0.25) * frame.width()
+        } else {
+            frame.width() / self.panel.x.categories.len() as f64
+        };
+        let width = BAR_SHARE * apart / count;
+        Some(((before - count / 2.0) * width, width))
+    }
+
+    fn draw_bars(&self, scene: &mut Scene, frame: Frame) {
+        for (index, series) in self.panel.series.iter().enumerate() {
+            let Some((_, width)) = self.bar_slot(frame, index) else { continue };
+            let span = self.span_of(series);
+            let foot = frame.bottom - span.fraction(0.0).unwrap_or(0.0) * frame.height();
+            for (number, place) in self.places(frame, index, series).into_iter().enumerate() {
+                let Some((x, y)) = place else { continue };
+                let (left, right) = (x - 0.47 * width, x + 0.47 * width);
+                let corners = vec![(left, foot), (left, y), (right, y), (right, foot)];
+                let ink = self.ink_of(series, number);
+                scene.area(frame.clip_area(corners.clone()), Ink { alpha: BAR_ALPHA, ..ink });
+                for piece in frame.clip_path(&corners) {
+                    scene.line(piece, 1.2, ink);
+                }
+            }
+        }
+    }
+
+    fn draw_whiskers(
+        &self,
+        scene: &mut Scene,
+        frame: Frame,
+        series: &Series,
+        places: &[Option<Place>],
+        occupied: &mut Occupied,
+    ) {
+        let span = self.span_of(series);
+        let bars = series.style.shape == SeriesShape::Bars;
+        let cap = 3.5;
+        for (number, place) in places.iter().enumerate() {
+            let Some((x, y)) = *place else { continue };
+            let ink = if bars { TEXT } else { self.ink_of(series, number) };
+            let mut draw = |path: &[Place]| {
+                for piece in frame.clip_path(path) {
+                    occupied.path(&piece);
+                    scene.line(piece, 1.3, ink);
+                }
+            };
+            if let Some(&(low, high)) = series.whiskers.get(number)
+                && let Some((low, high)) = beyond(span, low).zip(beyond(span, high))
+            {
+                let (low, high) = (frame.bottom - low * frame.height(), frame.bottom - high * frame.height());
+                draw(&[(x, low), (x, high)]);
+                draw(&[(x - cap, low), (x + cap, low)]);
+                draw(&[(x - cap, high), (x + cap, high)]);
+            }
+            if let Some(&(low, high)) = series.x_whiskers.get(number)
+                && let Some((low, high)) = beyond(&self.x, low).zip(beyond(&self.x, high))
+            {
+                let (low, high) = (frame.left + low * frame.width(), frame.left + high * frame.width());
+                draw(&[(low, y), (high, y)]);
+                draw(&[(low, y - cap), (low, y + cap)]);
+                draw(&[(high, y - cap), (high, y + cap)]);
+            }
+        }
+    }
+
+    /// The lines only: their names come last, where there is room.
+    fn draw_levels(&self, scene: &mut Scene, frame: Frame) {
+        for level in &self.panel.levels {
+            if self.y.misfit(level.value).is_none() {
+                let y = place_y(&self.y, frame, level.value);
+                scene.dashed_line(vec![(frame.left, y), (frame.right, y)], 1.1, Ink::grey(110), Dash::Dashed);
+            }
+        }
+    }
+
+    /// Names of levels, then texts beside points.
+    fn draw_labels(&self, scene: &mut Scene, frame: Frame, occupied: &mut Occupied) {
+        for level in &self.panel.levels {
+            if self.y.misfit(level.value).is_none() {
+                let y = place_y(&self.y, frame, level.value);
+                occupied.path(&[(frame.left, y), (frame.right, y)]);
+                occupied.along(scene, &level.label, y, Ink::grey(70));
+            }
+        }
+        for (index, series) in self.panel.series.iter().enumerate() {
+            let places = self.places(frame, index, series);
+            for (at, label) in places.into_iter().zip(&series.labels) {
+                if let Some(at) = at.filter(|&at| frame.contains(at) && !label.is_empty()) {
+                    // The series' colour, darkened: small letters need more contrast than lines.
+                    let dark = |c: u8| (f64::from(c) * 0.7) as u8;
+                    let (r, g, b) = series.style.colour.rgb();
+                    let ink =
+                        if series.values.is_empty() { Ink::solid((dark(r), dark(g), dark(b))) } else { TEXT };
+                    occupied.beside(scene, label, at, ink);
+                }
+            }
+        }
+    }
+
+    fn draw_colour_bar(&self, scene: &mut Scene, frame: Frame) {
+        let Some((span, axis)) = self.colours.as_ref().zip(self.panel.colours.as_ref()) else { return };
+        let left = frame.right + self.right_axis() + COLOUR_BAR_GAP;
+        let right = left + COLOUR_BAR;
+        let pieces = 96;
+        for piece in 0..pieces {
+            // Each reaches to the top, so that no seam shows between neighbours.
+            let y = frame.bottom - f64::from(piece) / f64::from(pieces) * frame.height();
+            let colour = Colour::scale((f64::from(piece) + 0.5) / f64::from(pieces));
+            let corners = vec![(left, y), (right, y), (right, frame.top), (left, frame.top)];
+            scene.area(corners, Ink::solid(colour.rgb()));
+        }
+        let Frame { top, bottom, .. } = frame;
+        scene.line(vec![(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], 1.0, FRAME);
+        for (value, label) in &self.colour_ticks.labelled {
+            let y = place_y(span, frame, *value);
+            scene.line(vec![(right, y), (right + TICK_LENGTH, y)], 1.0, FRAME);
+            let at = (right + TICK_LENGTH + 4.0, y);
+            scene.text(Text::new(label.clone(), at, TICK_SIZE, Anchor::Start, TEXT));
+        }
+        let at = (frame.right + self.right() - 9.0, f64::midpoint(top, bottom));
+        let mut label = Text::new(axis.label.clone(), at, LABEL_SIZE, Anchor::Middle, TEXT);
+        label.upwards = true;
+        scene.text(fitted(label, frame.height() + 30.0));
+    }
+
+    /// The colour of a point: by its value if the panel says what values mean.
+    fn ink_of(&self, series: &Series, number: usize) -> Ink {
+        let Some(span) = self.colours.as_ref().filter(|_| !series.values.is_empty()) else {
+            return Ink::solid(series.style.colour.rgb());
+        };
+        let value = series.values.get(number).copied().unwrap_or(f64::NAN);
+        let colour = span.fraction(value).map_or(Colour::Grey, Colour::scale);
+        Ink::solid(colour.rgb())
     }
 
     fn span_of(&self, series: &Series) -> &Span {
@@ -325,12 +593,71 @@ fn place_y(span: &Span, frame: Frame, value: f64) -> f64 {
     frame.bottom - span.fraction(value).unwrap_or(0.0) * frame.height()
 }
 
+/// Where an end of an interval lies: beyond the axis it is outside of the frame; only NaN is nowhere.
+fn beyond(span: &Span, value: f64) -> Option<f64> {
+    match span.fraction(value) {
+        Some(fraction) => Some(fraction),
+        None if value.is_nan() => None,
+        None if value > 0.0 => Some(1e4),
+        None => Some(-1e4),
+    }
+}
+
+/// The corners of steps through some points.
+fn stairs(run: &[Place]) -> Vec<Place> {
+    let mut path = Vec::with_capacity(2 * run.len());
+    for (index, &(x, y)) in run.iter().enumerate() {
+        if index > 0 {
+            path.push((x, run[index - 1].1));
+        }
+        path.push((x, y));
+    }
+    path
+}
+
+/// The least distance between two different places.
+fn smallest_gap(places: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut places: Vec<f64> = places.filter(|x| x.is_finite()).collect();
+    places.sort_by(f64::total_cmp);
+    places.windows(2).map(|pair| pair[1] - pair[0]).filter(|gap| *gap > 0.0).min_by(f64::total_cmp)
+}
+
+/// The outer edges of the first and the last bar on an axis of numbers.
+fn bar_ends(panel: &Panel) -> Vec<f64> {
+    let bars = panel.series.iter().filter(|s| s.style.shape == SeriesShape::Bars);
+    let places: Vec<f64> = bars.flat_map(|s| &s.points).map(|p| p.0).filter(|x| x.is_finite()).collect();
+    let (low, high) = (places.iter().copied().reduce(f64::min), places.iter().copied().reduce(f64::max));
+    let Some((low, high)) = low.zip(high) else { return Vec::new() };
+    if panel.x.scale == Scale::Log10 {
+        let gap = smallest_gap(places.iter().filter(|x| **x > 0.0).map(|x| x.log10())).unwrap_or(0.6);
+        let half = 10_f64.powf(gap / 2.0);
+        return vec![low / half, high * half];
+    }
+    let half = smallest_gap(places.into_iter()).unwrap_or(1.0) / 2.0;
+    vec![low - half, high + half]
+}
+
+/// Bars that all rise stand on the frame itself.
+fn stand_on_zero<'a>(span: &mut Span, axis: &Axis, mut series: impl Iterator<Item = &'a Series>) {
+    let bars = series.any(|s| s.style.shape == SeriesShape::Bars && s.points.iter().any(|p| p.1.is_finite()));
+    let chosen = axis.range.is_some() || !axis.categories.is_empty() || axis.scale == Scale::Log10;
+    if bars && !chosen && span.low < 0.0 && span.low > -0.1 * (span.high - span.low) {
+        span.low = 0.0;
+    } else if bars && !chosen && span.high > 0.0 && span.high < 0.1 * (span.high - span.low) {
+        span.high = 0.0;
+    }
+}
+
 fn xs(series: &Series) -> impl Iterator<Item = f64> + '_ {
-    series.points.iter().map(|p| p.0).chain(series.band.iter().flatten().map(|b| b.0))
+    let whiskers = series.x_whiskers.iter().flat_map(|w| [w.0, w.1]);
+    series.points.iter().map(|p| p.0).chain(series.band.iter().flatten().map(|b| b.0)).chain(whiskers)
 }
 
 fn ys(series: &Series) -> impl Iterator<Item = f64> + '_ {
-    series.points.iter().map(|p| p.1).chain(series.band.iter().flatten().flat_map(|b| [b.1, b.2]))
+    let band = series.band.iter().flatten().flat_map(|b| [b.1, b.2]);
+    let whiskers = series.whiskers.iter().flat_map(|w| [w.0, w.1]);
+    let bars = series.style.shape == SeriesShape::Bars && series.points.iter().any(|p| p.1.is_finite());
+    series.points.iter().map(|p| p.1).chain(band).chain(whiskers).chain(bars.then_some(0.0))
 }
 
 fn mark_places(panel: &Panel) -> impl Iterator<Item = f64> + '_ {

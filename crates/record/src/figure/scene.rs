@@ -1,6 +1,6 @@
 //! A figure as simple shapes at coordinates, in SVG units with y downwards. Both painters draw exactly this.
 
-use super::describe::Dash;
+use super::describe::{Dash, Marker};
 use super::font;
 
 pub(super) type Place = (f64, f64);
@@ -77,8 +77,9 @@ impl Scene {
     pub(super) fn dashed_line(&mut self, path: Vec<Place>, width: f64, ink: Ink, dash: Dash) {
         match dash {
             Dash::Solid => self.line(path, width, ink),
-            Dash::Dashed => self.strokes(&path, width, ink, 6.0, 3.5),
-            Dash::Dotted => self.strokes(&path, width, ink, 1.6, 2.4),
+            Dash::Dashed => self.strokes(&path, width, ink, &[6.0, 3.5]),
+            Dash::Dotted => self.strokes(&path, width, ink, &[1.6, 2.4]),
+            Dash::DashDotted => self.strokes(&path, width, ink, &[7.0, 2.6, 1.6, 2.6]),
         }
     }
 
@@ -92,20 +93,63 @@ impl Scene {
         self.shapes.push(Shape::Disc { at, radius, ink });
     }
 
+    /// A sign about as heavy as a disc of `radius`.
+    pub(super) fn marker(&mut self, marker: Marker, (x, y): Place, radius: f64, ink: Ink) {
+        let round = |corners: &[(f64, f64)], size: f64| -> Vec<Place> {
+            corners.iter().map(|&(dx, dy)| (x + dx * size, y + dy * size)).collect()
+        };
+        let r = radius;
+        match marker {
+            Marker::Circle => self.disc((x, y), r, ink),
+            Marker::Square => self.area(round(&[(-1., -1.), (1., -1.), (1., 1.), (-1., 1.)], 0.9 * r), ink),
+            Marker::Diamond => self.area(round(&[(0., -1.), (1., 0.), (0., 1.), (-1., 0.)], 1.3 * r), ink),
+            Marker::TriangleUp => {
+                self.area(round(&[(0., -1.), (0.95, 0.72), (-0.95, 0.72)], 1.25 * r), ink);
+            }
+            Marker::TriangleDown => {
+                self.area(round(&[(0., 1.), (-0.95, -0.72), (0.95, -0.72)], 1.25 * r), ink);
+            }
+            Marker::Star => {
+                let corners: Vec<(f64, f64)> = (0..10)
+                    .map(|i| {
+                        let (sin, cos) = (f64::from(i) * std::f64::consts::PI / 5.0).sin_cos();
+                        let length = if i % 2 == 0 { 1.0 } else { 0.42 };
+                        (length * sin, -length * cos)
+                    })
+                    .collect();
+                self.area(round(&corners, 1.6 * r), ink);
+            }
+            Marker::Cross => {
+                for tip in [(1., 1.), (1., -1.)] {
+                    let ends = round(&[(-tip.0, -tip.1), tip], 0.95 * r);
+                    self.line(ends, 0.6 * r, ink);
+                }
+            }
+            Marker::Plus => {
+                for tip in [(1., 0.), (0., 1.)] {
+                    let ends = round(&[(-tip.0, -tip.1), tip], 1.25 * r);
+                    self.line(ends, 0.6 * r, ink);
+                }
+            }
+        }
+    }
+
     pub(super) fn text(&mut self, text: Text) {
         if !text.words.is_empty() {
             self.shapes.push(Shape::Text(text));
         }
     }
 
-    /// Cuts a path into strokes of length `on` with gaps of `off` (plotters' backends know no dashes).
-    fn strokes(&mut self, path: &[Place], width: f64, ink: Ink, on: f64, off: f64) {
+    /// Cuts a path into strokes: `pattern` is the length of a stroke, of a gap, of a stroke, … (plotters' backends know
+    /// no dashes).
+    fn strokes(&mut self, path: &[Place], width: f64, ink: Ink, pattern: &[f64]) {
         let Some(&first) = path.first() else { return };
-        let (mut drawing, mut left) = (true, on);
+        let (mut piece, mut left) = (0, pattern[0]);
         let mut stroke = vec![first];
         let mut from = first;
         for &to in &path[1..] {
             loop {
+                let drawing = piece % 2 == 0;
                 let length = (to.0 - from.0).hypot(to.1 - from.1);
                 if length <= left {
                     left -= length;
@@ -120,15 +164,14 @@ impl Scene {
                 if drawing {
                     stroke.push(from);
                     self.line(std::mem::take(&mut stroke), width, ink);
-                    left = off;
                 } else {
                     stroke = vec![from];
-                    left = on;
                 }
-                drawing = !drawing;
+                piece = (piece + 1) % pattern.len();
+                left = pattern[piece];
             }
         }
-        if drawing {
+        if piece % 2 == 0 {
             self.line(stroke, width, ink);
         }
     }
@@ -141,7 +184,7 @@ mod tests {
     #[test]
     fn strokes_follow_the_path_round_corners() {
         let mut scene = Scene { size: (100.0, 100.0), shapes: Vec::new() };
-        scene.strokes(&[(0.0, 0.0), (5.0, 0.0), (5.0, 10.0)], 1.0, Ink::grey(0), 6.0, 3.0);
+        scene.strokes(&[(0.0, 0.0), (5.0, 0.0), (5.0, 10.0)], 1.0, Ink::grey(0), &[6.0, 3.0]);
         let paths: Vec<_> = scene
             .shapes
             .iter()
