@@ -4,13 +4,13 @@ use crate::curves::{Group, curve_panels, curve_table};
 use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{Images, PixelSettings};
 use crate::run::Run;
-use crate::summary::{mean_number, series, subtitle};
+use crate::summary::{mean_number, points, series, subtitle, thousands};
 use crate::trial::{SPLITS, Trained, Trial, stream_of, train_all};
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
 use flatland_network::{Layer, Network, OptimiserSettings, Training};
-use flatland_record::{Axis, Colour, Figure, Panel, Table, cells};
+use flatland_record::{Axis, Colour, Figure, Marker, Panel, Table, cells};
 use flatland_statistics::{Claim, Interval, LEVEL, Outcome, Rule, mean_interval};
 use serde::{Deserialize, Serialize};
 
@@ -188,19 +188,6 @@ impl Results<'_> {
     }
 }
 
-/// `28,938`.
-fn thousands(number: i64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 fn training_table(seeds: &[u64], results: &[Results]) -> Result<Table> {
     let curves = results.iter().flat_map(|result| {
         let key = |&seed: &u64| cells![seed, result.model.name.as_str(), result.parameters].to_vec();
@@ -264,12 +251,12 @@ fn parameters_figure(settings: &Settings, run: &Run, results: &[Results]) -> Fig
     let mut panel = Panel::new("", Axis::log10("parameters"), Axis::linear("accuracy (%)"));
     let mut ordered: Vec<&Results> = results.iter().collect();
     ordered.sort_by_key(|result| result.parameters);
-    for ((split, of), colour) in SPLITS.into_iter().zip([Colour::Blue, Colour::Vermillion]) {
-        let points = ordered.iter().filter_map(|result| {
+    let looks = [(Colour::Blue, Marker::Circle), (Colour::Vermillion, Marker::Square)];
+    for ((split, of), (colour, marker)) in SPLITS.into_iter().zip(looks) {
+        let values = ordered.iter().filter_map(|result| {
             Some((result.parameters as f64, result.interval(|run| of(&run.end).accuracy)?))
         });
-        let line = series(split, colour, 100., points).with_points();
-        panel = panel.with(if split == "test" { line.dashed() } else { line });
+        panel = panel.with(points(split, colour, 100., values).with_marker(marker));
     }
     let panel = ordered
         .iter()
@@ -396,10 +383,6 @@ mod tests {
             let model = Model { name: "a".into(), channels: channels.to_vec() };
             assert_eq!(model.network().unwrap().count(), expected);
         }
-        assert_eq!(
-            ["1", "12", "123", "1,234", "1,234,567"],
-            [1, 12, 123, 1234, 1_234_567].map(thousands)[..]
-        );
     }
 
     fn trained(epoch_5: f64, test: f64) -> Trained {

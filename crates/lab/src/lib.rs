@@ -15,10 +15,16 @@ mod settings;
 mod summary;
 mod trial;
 
+pub mod capacity;
 pub mod classify;
 pub mod flatness;
+pub mod random_labels;
 
 pub use experiment::{Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
-pub const EXPERIMENTS: &[Entry] = &[Entry::of::<classify::Classify>(), Entry::of::<flatness::Flatness>()];
+pub const EXPERIMENTS: &[Entry] = &[
+    Entry::of::<classify::Classify>(),
+    Entry::of::<random_labels::RandomLabels>(),
+    Entry::of::<flatness::Flatness>(),
+];
