@@ -273,7 +273,7 @@ fn fit_grid(settings: &Settings, run: &Run, data: &PixelData, all: &Images) -> R
     Ok(grid)
 }
 
-/// Trains until the training loss is as low as asked, and evaluates once: test loss after every epoch would cost more than
+/// Trains until the training loss is as low as asked, or not a number, and evaluates once: test loss after every epoch would cost more than
 /// training.
 fn fit(
     run: &Run,
@@ -301,7 +301,7 @@ fn fit(
             epochs: 0,
         };
         let mut running = Evaluation { loss: f64::INFINITY, accuracy: None };
-        while training.epochs < wide.epochs && !(running.loss <= wide.stop_at_loss) {
+        while training.epochs < wide.epochs && running.loss > wide.stop_at_loss {
             run.check_interrupted()?;
             let epoch = training.epoch().with_context(|| format!("net {} failed", network.name()))?;
             running = Evaluation { loss: epoch.loss, accuracy: epoch.accuracy };
@@ -390,27 +390,39 @@ fn by_parameters(
     series(name, colour, scale, points).with_points()
 }
 
-fn parameters_axis() -> Axis {
-    Axis::log10("parameters")
+/// Loss, error, and the gaps of both, by parameters.
+fn panels(nets: &[Fitted]) -> [Panel; 4] {
+    let panel = |title: &str, y: Axis| Panel::new(title, Axis::log10("parameters"), y);
+    let line = |name, colour, scale, of| by_parameters(nets, name, colour, scale, false, of);
+    [
+        panel("loss", Axis::log10("cross-entropy (nats)"))
+            .with(by_parameters(nets, "train", Colour::Blue, 1., true, |net| net.end.train.loss))
+            .with(
+                by_parameters(nets, "test", Colour::Vermillion, 1., true, |net| net.end.test.loss).dashed(),
+            ),
+        panel("classification error", Axis::linear("error (%)"))
+            .with(line("train", Colour::Blue, 100., Fitted::train_error))
+            .with(line("test", Colour::Vermillion, 100., Fitted::test_error).dashed()),
+        panel("gap in loss", Axis::linear("test minus training loss (nats)")).with(line(
+            "",
+            Colour::Green,
+            1.,
+            Fitted::loss_gap,
+        )),
+        panel("gap in error", Axis::linear("test minus training error (points)")).with(line(
+            "",
+            Colour::Green,
+            100.,
+            Fitted::error_gap,
+        )),
+    ]
 }
 
 fn capacity_figure(settings: &Settings, run: &Run, nets: &[Fitted]) -> Figure {
-    let line = |name, colour, scale, of| by_parameters(nets, name, colour, scale, false, of);
-    let losses = Panel::new("loss", parameters_axis(), Axis::log10("cross-entropy (nats)"))
-        .with(by_parameters(nets, "train", Colour::Blue, 1., true, |net| net.end.train.loss))
-        .with(by_parameters(nets, "test", Colour::Vermillion, 1., true, |net| net.end.test.loss).dashed());
-    let accuracies = Panel::new("accuracy", parameters_axis(), Axis::linear("accuracy (%)"))
-        .with(line("train", Colour::Blue, 100., |net| 1. - net.train_error()))
-        .with(line("test", Colour::Vermillion, 100., |net| 1. - net.test_error()).dashed());
-    let gaps =
-        Panel::new("generalisation gap", parameters_axis(), Axis::linear("test minus training loss (nats)"))
-            .with_right_axis(Axis::linear("test minus training error (points)"))
-            .with(line("loss", Colour::Green, 1., Fitted::loss_gap))
-            .with(line("error", Colour::Purple, 100., Fitted::error_gap).dashed().on_right_axis());
     let Report { batch, epochs, ref widths, .. } = settings.report;
     let more = format!("{} nets 784-a-b-10 · batch {batch}, {epochs} epochs · final weights", widths.len());
     let subtitle = settings.subtitle(run, &more);
-    Figure::new("Generalisation against the number of parameters", subtitle, vec![losses, accuracies, gaps])
+    Figure::new("Generalisation against the number of parameters", subtitle, panels(nets).to_vec())
 }
 
 /// The smallest count of parameters whose mean training error is no more than what counts as none.
@@ -425,31 +437,16 @@ fn threshold(settings: &Settings, nets: &[Fitted]) -> Option<i64> {
 
 fn wide_figure(settings: &Settings, run: &Run, nets: &[Fitted]) -> Figure {
     let Wide { hidden_layers, train, label_noise, threshold_error, .. } = settings.wide;
-    let marked = |mut panel: Panel| {
-        if let Some(count) = threshold(settings, nets) {
-            panel = panel.with_mark(count as f64, format!("training error ≤ {} %", 100. * threshold_error));
-        }
-        panel
-    };
-    let line = |name, colour, scale, of| by_parameters(nets, name, colour, scale, false, of);
-    let losses = Panel::new("loss", parameters_axis(), Axis::log10("cross-entropy (nats)"))
-        .with(by_parameters(nets, "train", Colour::Blue, 1., true, |net| net.end.train.loss))
-        .with(by_parameters(nets, "test", Colour::Vermillion, 1., true, |net| net.end.test.loss).dashed());
-    let errors = Panel::new("error", parameters_axis(), Axis::linear("error (%)"))
-        .with(line("train", Colour::Blue, 100., Fitted::train_error))
-        .with(line("test", Colour::Vermillion, 100., Fitted::test_error).dashed());
-    let gaps =
-        Panel::new("generalisation gap", parameters_axis(), Axis::linear("test minus training loss (nats)"))
-            .with_right_axis(Axis::linear("test minus training error (points)"))
-            .with(line("loss", Colour::Green, 1., Fitted::loss_gap))
-            .with(line("error", Colour::Purple, 100., Fitted::error_gap).dashed().on_right_axis());
     // Where there are as many parameters as outputs to fit (Belkin et al. 2019).
     let equations = 10 * train as i64;
     let shown = counts(nets);
     let within = shown.first() < Some(&equations) && Some(&equations) < shown.last();
-    let panels = [losses, errors, gaps]
-        .map(marked)
-        .map(|panel| if within { panel.with_mark(equations as f64, "10 n") } else { panel });
+    let panels = panels(nets).map(|mut panel| {
+        if let Some(count) = threshold(settings, nets) {
+            panel = panel.with_mark(count as f64, format!("training error ≤ {} %", 100. * threshold_error));
+        }
+        if within { panel.with_mark(equations as f64, "10 n") } else { panel }
+    });
     let layers =
         if hidden_layers == 1 { "one hidden layer".into() } else { format!("{hidden_layers} hidden layers") };
     let n = thousands(train as i64);
@@ -617,12 +614,12 @@ mod tests {
 
     #[test]
     fn claims_on_known_curves() {
+        use Verdict::{Contradicted, Inconclusive, Supported};
         let settings = settings(&["--seeds", "3"]);
         let verdicts = |rows: &[[f64; 3]]| -> Vec<Verdict> {
             let nets = nets(rows);
             judge(&settings, &nets, &nets).iter().map(|outcome| outcome.verdict).collect()
         };
-        use Verdict::{Contradicted, Inconclusive, Supported};
         // Double descent: down, up to a peak where the training error vanishes, and down again.
         let double = [[0.5, 0.5, 2.], [0.2, 0.3, 1.5], [0.005, 0.4, 4.], [0., 0.2, 1.2], [0., 0.1, 1.]];
         // The gap falls with the test loss.

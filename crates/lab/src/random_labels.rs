@@ -699,6 +699,7 @@ mod tests {
 
     #[test]
     fn claims_on_known_curves() {
+        use Verdict::{Contradicted, Inconclusive, Supported};
         let settings = settings();
         let seeds = RandomLabels::seeds(&settings);
         // By variant, as the settings name them: 0, 25, 50, 75, 100 % random labels; shuffled, random, Gaussian pixels.
@@ -723,7 +724,6 @@ mod tests {
             let outcomes = judge(&settings, &reported, &memorised);
             outcomes.iter().map(|outcome| (outcome.claim.id, outcome.verdict)).collect()
         };
-        use Verdict::{Contradicted, Inconclusive, Supported};
         let rising = [Some(5), Some(20), Some(40), Some(60), Some(80), Some(10), Some(30), Some(50)];
         let notebooks = verdicts([1.952, 2.666, 0.1], rising);
         assert!(notebooks.iter().all(|(_, verdict)| *verdict == Supported), "{notebooks:?}");
