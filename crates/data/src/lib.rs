@@ -26,6 +26,7 @@
 //! download).
 
 mod catalogue;
+mod corrupt;
 mod digits;
 mod download;
 mod error;
@@ -36,6 +37,7 @@ mod load;
 mod name;
 mod progress;
 
+pub use corrupt::{corrupt_labels, gaussian_images, permutation, randomise_pixels, shuffle_pixels};
 pub use download::MIRRORS_VARIABLE;
 pub use error::DataError;
 pub use folder::{DATA_VARIABLE, data_folder};

@@ -10,13 +10,13 @@ use crate::images::{ImageSettings, Images};
 use crate::parallel::in_parallel;
 use crate::run::Run;
 use crate::summary::{number, series, subtitle};
-use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_both, train_all};
+use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_both, stream_of, train_all};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
 use flatland_geometry::{AlphaGrid, barrier, interpolate};
 use flatland_network::{Evaluation, Network, OptimiserSettings, Training};
-use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells, sha256_hex};
+use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells};
 use flatland_statistics::{Claim, Interval, LEVEL, Outcome, Rule, geometric_mean_interval, mean_interval};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -72,11 +72,9 @@ pub struct Minimum {
 }
 
 impl Minimum {
-    /// Each minimum starts from weights of its own and sees the examples in an order of its own, whatever else is trained:
-    /// 24 bits of its description's hash.
+    /// Each minimum starts from weights of its own and sees the examples in an order of its own, whatever else is trained.
     fn stream(&self) -> u32 {
-        let hash = sha256_hex(self.to_string().as_bytes());
-        u32::from_str_radix(&hash[..6], 16).unwrap_or_default()
+        stream_of(&self.to_string())
     }
 }
 

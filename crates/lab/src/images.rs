@@ -2,11 +2,13 @@
 
 use crate::run::Run;
 use anyhow::{Context, Result, bail, ensure};
-use flatland_data::{DataSet, DataSetName, LoadOptions, Size32, Split, load, to_32, to_f32};
+use flatland_data::{DataSet, DataSetName, LoadOptions, Size32, Split, corrupt_labels, load, to_32, to_f32};
 use flatland_network::Examples;
+use flatland_network::streams::{Purpose, stream};
 use flatland_record::DataSetRecord;
 use ndarray::s;
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
 /// Images for LeNet: 32x32, normalised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,6 +114,14 @@ impl Images {
         let data = PixelData::load(run, name, preparation)?;
         data.images(run, &data.train, &data.test, data.prepared.clone())
     }
+
+    /// The first training images with these labels, and the same test images; inputs share memory.
+    pub fn relabelled(&self, labels: &[u8], prepared: String) -> Result<Self> {
+        let inputs = self.train.inputs.f_narrow(0, 0, labels.len() as i64)?;
+        let classes: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
+        let targets = Tensor::f_from_slice(&classes)?.f_to_device(inputs.device())?;
+        Ok(Self { train: Examples::new(inputs, targets)?, test: self.test.share(), prepared })
+    }
 }
 
 /// Both splits before they go to the device, for experiments that tamper with the training examples.
@@ -157,6 +167,14 @@ impl PixelData {
             preparation: prepared.clone(),
         })?;
         Ok(Self { train, test, prepared, preparation, mean, deviation })
+    }
+
+    /// The labels of the first `count` training images, each replaced with probability `share` by a uniformly drawn one: for
+    /// one seed always the same, in every experiment.
+    pub fn random_labels(&self, count: usize, share: f64, seed: u64) -> Vec<u8> {
+        let mut labels = self.train.labels[..count].to_vec();
+        corrupt_labels(&mut labels, 10, share, &mut stream(seed, 0, 0, Purpose::Corruption));
+        labels
     }
 
     /// On the device: these splits, whatever was done to them (`prepared` says it).

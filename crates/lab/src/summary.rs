@@ -34,6 +34,19 @@ pub fn short(value: f64) -> String {
     }
 }
 
+/// `28,938`.
+pub fn thousands(number: i64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// A series of means over x, with the intervals as its band.
 pub fn series(
     name: impl Into<String>,
@@ -46,6 +59,20 @@ pub fn series(
     let ends = whiskers(scale, &values);
     let series = Series::line(name, colour, line);
     if ends.is_empty() { series } else { series.with_band(ends) }
+}
+
+/// Points of means, with the intervals as whiskers.
+pub fn points(
+    name: impl Into<String>,
+    colour: Colour,
+    scale: f64,
+    values: impl IntoIterator<Item = (f64, Interval)>,
+) -> Series {
+    let values: Vec<(f64, Interval)> = values.into_iter().collect();
+    let means = values.iter().map(|(x, interval)| (*x, scale * interval.mean)).collect();
+    let ends = values.iter().map(|(_, interval)| interval.ends.unwrap_or((f64::NAN, f64::NAN)));
+    let ends = ends.map(|(low, high)| (scale * low, scale * high)).collect();
+    Series::scatter(name, colour, means).with_whiskers(ends)
 }
 
 /// `(x, low, high)` of each interval that there is.
@@ -77,5 +104,10 @@ mod tests {
             assert_eq!(short(value), text);
         }
         assert_eq!(short(f64::NAN), "NaN");
+    }
+
+    #[test]
+    fn long_numbers_have_commas() {
+        assert_eq!([1, 12, 123, 1234, 1_234_567].map(thousands), ["1", "12", "123", "1,234", "1,234,567"]);
     }
 }

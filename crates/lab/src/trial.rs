@@ -9,7 +9,7 @@ use flatland_network::snapshot::{Checkpoint, to_safetensors};
 use flatland_network::{
     Evaluation, Loss, Network, Optimiser, OptimiserSettings, Training, evaluate, initialise,
 };
-use flatland_record::write_atomically;
+use flatland_record::{sha256_hex, write_atomically};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -39,6 +39,13 @@ pub struct Trial {
     /// The first epoch whose mean training accuracy reaches this is the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_at: Option<f64>,
+}
+
+/// The stream of a model that `description` tells apart from the others of its seed: 24 bits of its hash. A model thus starts
+/// from weights of its own and sees the examples in an order of its own, whatever else is trained.
+pub fn stream_of(description: &str) -> u32 {
+    let hash = sha256_hex(description.as_bytes());
+    u32::from_str_radix(&hash[..6], 16).unwrap_or_default()
 }
 
 /// Train and test loss and accuracy after an epoch.
