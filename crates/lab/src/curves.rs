@@ -37,6 +37,7 @@ pub fn curve_table<'a>(
 }
 
 /// A split's name, and how to take its value from a row.
+#[allow(clippy::type_complexity)] // A name for the pair would say no more.
 pub const CURVES: [(&str, fn(&EpochRow) -> Evaluation); 2] =
     [("train", |row| row.train), ("test", |row| row.test)];
 

@@ -393,7 +393,7 @@ fn interpolation_figure(settings: &Settings, run: &Run, lines: &[Vec<Point>], al
                 .collect();
             let dash = |series: Series| if split == "test" { series.dashed() } else { series };
             let losses = values.iter().map(|(alpha, loss, _)| (*alpha, *loss));
-            loss.push(dash(series(&format!("{split} loss"), Colour::Blue, 1., losses)));
+            loss.push(dash(series(format!("{split} loss"), Colour::Blue, 1., losses)));
             let accuracies = values.iter().map(|(alpha, _, accuracy)| (*alpha, *accuracy));
             let name = format!("{split} accuracy");
             accuracy.push(dash(series(&name, Colour::Vermillion, 100., accuracies)).on_right_axis());

@@ -71,6 +71,7 @@ pub struct Both {
 }
 
 /// The splits' names, and how to take a split's value.
+#[allow(clippy::type_complexity)] // A name for the pair would say no more.
 pub const SPLITS: [(&str, fn(&Both) -> Evaluation); 2] =
     [("train", |both| both.train), ("test", |both| both.test)];
 

@@ -7,8 +7,8 @@
 mod claim;
 mod interval;
 mod pca;
-mod similarity;
 mod rank;
+mod similarity;
 
 pub use claim::{Claim, LEVEL, Outcome, Rule, Verdict};
 pub use interval::{
@@ -16,5 +16,5 @@ pub use interval::{
     share_interval,
 };
 pub use pca::{Pca, PcaError, Solver};
-pub use similarity::{cosine, cosines, distance, distances};
 pub use rank::rank_correlation;
+pub use similarity::{cosine, cosines, distance, distances};
