@@ -26,6 +26,8 @@ pub use experiment::{Entry, Experiment, main};
 /// Every experiment, in the report's order.
 pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<classify::Classify>(),
+    Entry::of::<random_labels::RandomLabels>(),
+    Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),
     Entry::of::<sensitivity::Sensitivity>(),
 ];

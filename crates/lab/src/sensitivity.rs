@@ -682,6 +682,7 @@ fn closing_table(settings: &Settings, observed: &Observations) -> ClosingTable {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)] // Ties are exact.
 mod tests {
     use super::*;
     use crate::command::Arguments;

@@ -1,14 +1,17 @@
 //! Whether two quantities rise together, whatever the shape of their curve.
+#![allow(clippy::float_cmp, clippy::manual_midpoint)] // Ties are exact; ranks are small.
 
 /// Spearman's rank correlation of pairs: Pearson's correlation of their ranks, -1 to 1; tied values share the mean of their
 /// ranks (Spearman, *American Journal of Psychology* 15, 1904). Infinities are values like others.
 ///
 /// `None` for fewer than 2 pairs, where one of the quantities is the same in all of them, or where a value is NaN.
+#[must_use]
+#[allow(clippy::float_cmp)] // Ties are exact.
 pub fn rank_correlation(pairs: &[(f64, f64)]) -> Option<f64> {
     let (left, right): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
     let (left, right) = (ranks(&left)?, ranks(&right)?);
     // Ranks with shared means keep the mean of 1 to n.
-    let mean = (pairs.len() as f64 + 1.) / 2.;
+    let mean = f64::midpoint(pairs.len() as f64, 1.);
     let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
     let spread = product(&left, &left) * product(&right, &right);
     (spread > 0.).then(|| (product(&left, &right) / spread.sqrt()).clamp(-1., 1.))
@@ -19,7 +22,7 @@ fn ranks(values: &[f64]) -> Option<Vec<f64>> {
     let rank = |value: &f64| {
         let below = values.iter().filter(|other| *other < value).count();
         let equal = values.iter().filter(|other| *other == value).count();
-        below as f64 + (equal as f64 + 1.) / 2.
+        below as f64 + f64::midpoint(equal as f64, 1.)
     };
     (!values.iter().any(|value| value.is_nan())).then(|| values.iter().map(rank).collect())
 }

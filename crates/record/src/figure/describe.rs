@@ -1,4 +1,5 @@
 //! What a figure shows, in the words of a paper: panels, axes, series, bands, marks.
+#![allow(clippy::float_cmp)] // Equal values are exactly equal here.
 
 /// A figure: a title, where its numbers come from, and panels in a grid.
 ///
@@ -242,12 +243,14 @@ impl Colour {
     ];
 
     /// The colour of the `index`-th of many series; after eleven they come round again: see [`Series::nth_look`].
+    #[must_use]
     pub fn nth(index: usize) -> Self {
         Self::ALL[index % Self::ALL.len()]
     }
 
     /// A colour for a quantity: viridis from dark violet at 0 over green to yellow at 1, evenly bright in its course and
     /// fit for colour-blind readers. `t` is held within 0 to 1; NaN is grey.
+    #[must_use]
     pub fn scale(t: f64) -> Self {
         if t.is_nan() {
             return Self::Grey;
@@ -332,6 +335,7 @@ impl Marker {
     ];
 
     /// The marker of the `index`-th of many series; after eight they come round again.
+    #[must_use]
     pub fn nth(index: usize) -> Self {
         Self::ALL[index % Self::ALL.len()]
     }

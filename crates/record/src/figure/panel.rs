@@ -1,4 +1,5 @@
 //! One panel: frame, grid, axes, data.
+#![allow(clippy::double_ended_iterator_last)]
 
 use super::axis::{Span, Ticks};
 use super::clip::Frame;
@@ -393,7 +394,7 @@ impl<'a> Prepared<'a> {
         if let Some((first, last)) = style.ends
             && let Some(start) = seen.next()
         {
-            let end = seen.last().unwrap_or(start);
+            let end = seen.next_back().unwrap_or(start);
             for (marker, at) in [(first, start), (last, end)] {
                 scene.marker(marker, at, 2.1 * POINT_RADIUS, Ink::grey(255));
                 scene.marker(marker, at, 1.7 * POINT_RADIUS, Ink::solid(style.colour.rgb()));
