@@ -321,6 +321,7 @@ impl Centred {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)] // Exact values are meant.
 mod tests {
     use super::*;
     use approx::assert_abs_diff_eq;
