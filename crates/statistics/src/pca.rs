@@ -5,8 +5,8 @@
 //! total variance ‖Xc‖² / (n - 1), as scikit-learn has it.
 //!
 //! linfa-reduction 0.8.1 is not used bare, because
-//! - its solver (LOBPCG of linfa-linalg) stops at an absolute residual, and panics on large numbers: Xc is divided by its
-//!   Frobenius norm, and the results are scaled back;
+//! - its solver (LOBPCG of linfa-linalg) stops at an absolute residual, panics on large numbers and is inexact on small ones: Xc
+//!   gets one Frobenius norm, and the results are scaled back;
 //! - its `explained_variance` divides by components - 1, and its ratio is to the sum of the components kept: both are computed
 //!   here from the singular values;
 //! - what has not converged comes back as `Ok`, at times with fewer components than asked for: count, orthonormality and
@@ -116,6 +116,9 @@ pub struct Pca {
     pub solver: Solver,
 }
 
+/// Frobenius norm of what linfa is given. Its solver stops at a residual of 1e-10, whatever the scale; components whose variances
+/// differ by a share d of the total are then wrong by some 1e-10 / (d 16²). A power of 2, so that scaling rounds nothing.
+const SOLVER_NORM: f64 = 16.;
 /// ‖XcᵀXc v - s² v‖ over ‖Xc‖² that a component may have.
 const RESIDUAL: f64 = 1e-9;
 /// How far the components' inner products may be from 0 and 1.
@@ -132,7 +135,7 @@ impl Pca {
     /// [`PcaError`]: for fewer than 2 rows, more components than rows - 1 or columns, numbers that are not finite, rows that
     /// are all equal or vary in fewer directions than asked for, or a failure of both solvers.
     pub fn fit<A: Copy + Into<f64>>(rows: ArrayView2<A>, components: usize) -> Result<Self, PcaError> {
-        let centred = Centred::new(rows, components)?;
+        let mut centred = Centred::new(rows, components)?;
         match centred.by_linfa(components) {
             Ok(found) => Ok(centred.finish(found, Solver::Linfa)),
             Err(reason) => centred.by_gram(components, &reason),
@@ -219,13 +222,16 @@ impl Centred {
     }
 
     /// By linfa; a sentence where it panics, or what it gives is not what it should be.
-    fn by_linfa(&self, components: usize) -> Result<Found, String> {
+    fn by_linfa(&mut self, components: usize) -> Result<Found, String> {
         if self.unit.nrows() < ROWS_PER_COMPONENT * components {
             return Err(format!("fewer than {ROWS_PER_COMPONENT} rows per component"));
         }
+        // In place: another copy would be the largest thing in memory.
+        self.unit *= SOLVER_NORM;
         let data = DatasetBase::from(self.unit.view());
-        let fit = || linfa_reduction::Pca::params(components).fit(&data);
-        let pca = match catch_unwind(AssertUnwindSafe(fit)) {
+        let solved = catch_unwind(AssertUnwindSafe(|| linfa_reduction::Pca::params(components).fit(&data)));
+        self.unit /= SOLVER_NORM;
+        let pca = match solved {
             Ok(Ok(pca)) => pca,
             Ok(Err(error)) => return Err(error.to_string()),
             Err(panic) => {
@@ -235,7 +241,7 @@ impl Centred {
             }
         };
         let found =
-            Found { components: pca.components().to_owned(), singular: pca.singular_values().to_owned() };
+            Found { components: pca.components().to_owned(), singular: pca.singular_values() / SOLVER_NORM };
         self.check(&found, components)?;
         Ok(found)
     }
@@ -448,8 +454,9 @@ mod tests {
     #[test]
     fn a_wrong_result_does_not_pass() {
         let rows = walks(40, 100, 7);
-        let centred = Centred::new(rows.view(), 2).unwrap();
-        let right = || centred.by_linfa(2).unwrap();
+        let mut centred = Centred::new(rows.view(), 2).unwrap();
+        let solved = centred.by_linfa(2).unwrap();
+        let right = || Found { components: solved.components.clone(), singular: solved.singular.clone() };
         assert!(centred.check(&right(), 2).is_ok());
         let refused = |change: &dyn Fn(&mut Found), reason: &str| {
             let mut found = right();

@@ -44,8 +44,8 @@ fn many_weights_fit_in_memory() {
     assert_eq!((pca.solver, gram.solver), (Solver::Linfa, Solver::Gram));
     let unit = pca.explained_variance[0].sqrt();
     let difference = (&pca.scores - &gram.scores).iter().fold(0., |most: f64, x| most.max(x.abs())) / unit;
-    // LOBPCG is iterative: its vectors are right to the square root of its residual at worst.
-    assert!(difference < 1e-6, "{difference:.1e}");
+    // The second and third component differ by 5e-4 of the total variance: a solver that stops early mixes them.
+    assert!(difference < 1e-7, "{difference:.1e}");
     assert!(((&pca.explained_variance / &gram.explained_variance).sum() - 2.).abs() < 1e-10);
     if let (Some(before), Some(peak)) = (before, peak) {
         // Two copies in f64, and a quarter of one for what is P x k.
