@@ -72,7 +72,6 @@ impl PixelSettings {
     }
 
     /// As dense networks take them.
-    #[allow(dead_code)] // Awaits the dense networks' experiments.
     pub fn flat(&self) -> Preparation {
         Preparation { form: Form::Flat, ..self.image() }
     }

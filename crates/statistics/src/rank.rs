@@ -1,12 +1,10 @@
 //! Whether two quantities rise together, whatever the shape of their curve.
-#![allow(clippy::float_cmp, clippy::manual_midpoint)] // Ties are exact; ranks are small.
 
 /// Spearman's rank correlation of pairs: Pearson's correlation of their ranks, -1 to 1; tied values share the mean of their
 /// ranks (Spearman, *American Journal of Psychology* 15, 1904). Infinities are values like others.
 ///
 /// `None` for fewer than 2 pairs, where one of the quantities is the same in all of them, or where a value is NaN.
 #[must_use]
-#[allow(clippy::float_cmp)] // Ties are exact.
 pub fn rank_correlation(pairs: &[(f64, f64)]) -> Option<f64> {
     let (left, right): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
     let (left, right) = (ranks(&left)?, ranks(&right)?);
@@ -18,6 +16,7 @@ pub fn rank_correlation(pairs: &[(f64, f64)]) -> Option<f64> {
 }
 
 /// Ranks from 1, in the values' order; `None` with a NaN among them.
+#[allow(clippy::float_cmp)] // Ties are exact.
 fn ranks(values: &[f64]) -> Option<Vec<f64>> {
     let rank = |value: &f64| {
         let below = values.iter().filter(|other| *other < value).count();

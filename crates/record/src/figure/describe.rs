@@ -1,5 +1,4 @@
 //! What a figure shows, in the words of a paper: panels, axes, series, bands, marks.
-#![allow(clippy::float_cmp)] // Equal values are exactly equal here.
 
 /// A figure: a title, where its numbers come from, and panels in a grid.
 ///
@@ -562,6 +561,7 @@ pub struct Level {
 /// use flatland_record::ecdf;
 /// assert_eq!(ecdf(&[2.0, 1.0, 2.0, f64::INFINITY]), [(1.0, 0.0), (1.0, 0.25), (2.0, 0.75)]);
 /// ```
+#[allow(clippy::float_cmp)] // Ties are exact.
 pub fn ecdf(values: &[f64]) -> Vec<(f64, f64)> {
     let mut sorted: Vec<f64> = values.iter().copied().filter(|v| !v.is_nan()).collect();
     sorted.sort_by(f64::total_cmp);

@@ -1,5 +1,4 @@
 //! One panel: frame, grid, axes, data.
-#![allow(clippy::double_ended_iterator_last)]
 
 use super::axis::{Span, Ticks};
 use super::clip::Frame;
