@@ -104,12 +104,12 @@ impl Experiment for Capacity {
     const ABOUT: &'static str = "Does a network with more parameters generalise worse? Loss, accuracy and gap by parameter \
         count: the report's ten nets, and a grid across the interpolation threshold.";
     const EXAMPLES: &'static str = "Examples:
-  capacity --preset quick --dataset digits           half a minute, no files needed
+  capacity --preset quick --dataset digits           a quarter of a minute, no files needed
   capacity --seeds 5                                 the report's nets and double descent, with error bars
   capacity --set report.optimiser.lr=0.0001          the notebook's learning rate
   capacity --set wide.label_noise=0 --set wide.train=4000
   capacity --resume                                  after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 300.), ("quick", 30.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 165.), ("quick", 17.)];
     const PRESETS: &'static str = include_str!("../../../configs/capacity.toml");
     type Settings = Settings;
 

@@ -71,11 +71,11 @@ impl Experiment for Classify {
     const ABOUT: &'static str = "How well do three small convolutional networks learn, and what do their parameters and \
         their seconds buy? Loss and accuracy by epoch, training and test.";
     const EXAMPLES: &'static str = "Examples:
-  classify --preset quick --dataset digits      half a minute, no files needed
+  classify --preset quick --dataset digits      a quarter of a minute, no files needed
   classify --seeds 5                            the report's settings with error bars
   classify --set 'models=[{name=\"thin\",channels=[4,8]},{name=\"wide\",channels=[32,64]}]'
   classify --resume                             after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 60.), ("quick", 15.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 75.), ("quick", 16.)];
     const PRESETS: &'static str = include_str!("../../../configs/classify.toml");
     type Settings = Settings;
 
