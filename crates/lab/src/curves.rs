@@ -46,9 +46,9 @@ pub const CURVES: [(&str, fn(&EpochRow) -> Evaluation); 2] =
 ///
 /// At an epoch, only the seeds that reach it count.
 pub fn curve_panels(groups: &[Group]) -> Vec<Panel> {
-    let mut loss = Panel::new("loss", Axis::linear("epoch"), Axis::log10("cross-entropy (nats)"));
+    let mut loss = Panel::new("loss", Axis::whole("epoch"), Axis::log10("cross-entropy (nats)"));
     // Accuracies crowd below 100 %; what is left to it spreads out on a log axis.
-    let mut error = Panel::new("classification error", Axis::linear("epoch"), Axis::log10("error (%)"));
+    let mut error = Panel::new("classification error", Axis::whole("epoch"), Axis::log10("error (%)"));
     for group in groups {
         let epochs = group.curves.iter().map(|curve| curve.len()).max().unwrap_or(0);
         for (split, of) in CURVES {

@@ -144,7 +144,7 @@ impl Experiment for RandomLabels {
   random-labels --seeds 5                          the report's setting, and memorising, with error bars
   random-labels --set report.epochs=1 --set memorise.train=2000
   random-labels --resume                           after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 220.), ("quick", 16.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 131.), ("quick", 10.)];
     const PRESETS: &'static str = include_str!("../../../configs/random-labels.toml");
     type Settings = Settings;
 
@@ -409,9 +409,9 @@ fn by_epoch(
 /// Linear axes: everything happens close to what guessing gives.
 fn report_figure(settings: &Settings, run: &Run, reported: &[Trained]) -> Figure {
     let curves: Vec<&[EpochRow]> = reported.iter().map(|one| one.curve.as_slice()).collect();
-    let mut loss = Panel::new("loss", Axis::linear("epoch"), Axis::linear("cross-entropy (nats)"))
+    let mut loss = Panel::new("loss", Axis::whole("epoch"), Axis::linear("cross-entropy (nats)"))
         .with_level(10_f64.ln(), "ln 10: guessing");
-    let mut hits = Panel::new("accuracy", Axis::linear("epoch"), Axis::linear("accuracy (%)"))
+    let mut hits = Panel::new("accuracy", Axis::whole("epoch"), Axis::linear("accuracy (%)"))
         .with_level(10., "10 %: guessing");
     let names = ["train (random labels)", "test (true labels)"];
     for (((_, of), name), colour) in CURVES.into_iter().zip(names).zip([Colour::Blue, Colour::Vermillion]) {
@@ -426,7 +426,7 @@ fn report_figure(settings: &Settings, run: &Run, reported: &[Trained]) -> Figure
 
 fn training_figure(settings: &Settings, run: &Run, memorised: &[Memorised]) -> Figure {
     let percent = |what: &str| Axis::linear(format!("{what} (%)")).with_range(0., 100.);
-    let epoch = || Axis::linear("epoch");
+    let epoch = || Axis::whole("epoch");
     let goal = 100. * settings.memorise.stop_at;
     let title = format!("on the corrupted training examples, up to {goal} %");
     let mut fit = Panel::new(title, epoch(), percent("training accuracy")).with_level(goal, "");
@@ -467,8 +467,7 @@ fn memorisation_figure(settings: &Settings, run: &Run, memorised: &[Memorised]) 
         all.iter().filter(|one| one.reached().is_none()).map(|one| one.epochs()).collect()
     };
     let longest = memorised.iter().map(Memorised::epochs).fold(1., f64::max);
-    let axis =
-        Axis::linear(format!("epochs until {goal} % training accuracy")).with_range(0., 1.05 * longest);
+    let axis = Axis::whole(format!("epochs until {goal} % training accuracy")).with_range(0., 1.05 * longest);
     let mut epochs = Panel::new("how long memorising takes", axis, names()).with(along(
         "reached",
         Colour::Blue,

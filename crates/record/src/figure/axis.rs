@@ -11,6 +11,8 @@ pub(super) struct Span {
     pub(super) high: f64,
     /// No value and no wish told the range: it is a placeholder and gets no ticks.
     pub(super) empty: bool,
+    /// See [`Axis::whole`].
+    pub(super) whole: bool,
 }
 
 /// Why a value has no place on an axis.
@@ -31,7 +33,7 @@ impl Span {
     pub(super) fn of(axis: &Axis, values: impl Iterator<Item = f64>, padded: bool) -> Result<Self> {
         if !axis.categories.is_empty() {
             let high = axis.categories.len() as f64 - 0.5;
-            return Ok(Self { scale: Scale::Linear, low: -0.5, high, empty: false });
+            return Ok(Self { scale: Scale::Linear, low: -0.5, high, empty: false, whole: false });
         }
         let scale = axis.scale;
         let log = scale == Scale::Log10;
@@ -39,14 +41,14 @@ impl Span {
             if !(low.is_finite() && high.is_finite() && low < high && (!log || low > 0.0)) {
                 return Err(RecordError::AxisRange { axis: axis.label.clone(), low, high });
             }
-            return Ok(Self { scale, low, high, empty: false });
+            return Ok(Self { scale, low, high, empty: false, whole: axis.whole });
         }
         let (low, high) = values
             .filter(|v| v.is_finite() && (!log || *v > 0.0))
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         if low > high {
             let (low, high) = if log { (1.0, 10.0) } else { (0.0, 1.0) };
-            return Ok(Self { scale, low, high, empty: true });
+            return Ok(Self { scale, low, high, empty: true, whole: axis.whole });
         }
         let margin = if padded { 0.04 } else { 0.0 };
         let (low, high) = if log {
@@ -67,7 +69,7 @@ impl Span {
             };
             (low - pad, high + pad)
         };
-        Ok(Self { scale, low, high, empty: false })
+        Ok(Self { scale, low, high, empty: false, whole: axis.whole })
     }
 
     /// Where `value` lies, 0 at the low end and 1 at the high end; `None` if it is nowhere on such an axis.
@@ -125,7 +127,8 @@ impl Span {
 
     fn linear_ticks(&self, most: usize) -> Ticks {
         let most = most.max(2) as f64;
-        let raw = (self.high - self.low) / most;
+        let finest = if self.whole { 1.0 } else { 0.0 };
+        let raw = ((self.high - self.low) / most).max(finest);
         let power = 10_f64.powf(raw.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0]
             .into_iter()
@@ -246,7 +249,7 @@ mod tests {
     use super::*;
 
     fn span(scale: Scale, low: f64, high: f64) -> Span {
-        Span { scale, low, high, empty: false }
+        Span { scale, low, high, empty: false, whole: false }
     }
 
     fn labels(span: Span, most: usize) -> Vec<String> {
@@ -259,6 +262,15 @@ mod tests {
         assert_eq!(labels(span(Scale::Linear, 0.0, 100.0), 6), ["0", "20", "40", "60", "80", "100"]);
         assert_eq!(labels(span(Scale::Linear, 0.0, 0.31), 4), ["0", "0.1", "0.2", "0.3"]);
         assert_eq!(labels(span(Scale::Linear, 0.0, 3e6), 3), ["0", "1×10⁶", "2×10⁶", "3×10⁶"]);
+    }
+
+    #[test]
+    fn what_is_counted_has_no_halves() {
+        let epochs = |high| Span { whole: true, ..span(Scale::Linear, 1.0, high) };
+        assert_eq!(labels(span(Scale::Linear, 1.0, 3.0), 5), ["1.0", "1.5", "2.0", "2.5", "3.0"]);
+        assert_eq!(labels(epochs(3.0), 5), ["1", "2", "3"]);
+        assert_eq!(labels(epochs(1.2), 5), ["1"]);
+        assert_eq!(labels(epochs(30.0), 6), ["5", "10", "15", "20", "25", "30"]);
     }
 
     #[test]

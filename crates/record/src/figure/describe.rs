@@ -142,17 +142,24 @@ pub struct Axis {
     pub range: Option<(f64, f64)>,
     /// Names instead of numbers: the i-th stands at the value i. Empty on an axis of numbers.
     pub categories: Vec<String>,
+    /// Whether ticks stand at whole numbers only.
+    pub whole: bool,
 }
 
 impl Axis {
     /// A linear axis over all finite values.
     pub fn linear(label: impl Into<String>) -> Self {
-        Self { label: label.into(), scale: Scale::Linear, range: None, categories: Vec::new() }
+        Self { label: label.into(), scale: Scale::Linear, range: None, categories: Vec::new(), whole: false }
+    }
+
+    /// A linear axis of what is counted, such as epochs: no tick stands at a half.
+    pub fn whole(label: impl Into<String>) -> Self {
+        Self { whole: true, ..Self::linear(label) }
     }
 
     /// A logarithmic axis over all finite values above 0.
     pub fn log10(label: impl Into<String>) -> Self {
-        Self { label: label.into(), scale: Scale::Log10, range: None, categories: Vec::new() }
+        Self { scale: Scale::Log10, ..Self::linear(label) }
     }
 
     /// An axis of names: a point at x = 0 belongs to the first, at x = 1 to the second. Values between them are fine:

@@ -150,7 +150,7 @@ fn extreme_values_do_not_break_the_drawing() {
     let values = [f64::MIN, f64::MAX, f64::MIN_POSITIVE, 5e-324, 0.0, -0.0, 1e-300, 1.0];
     let points: Vec<(f64, f64)> = values.iter().flat_map(|&x| values.iter().map(move |&y| (x, y))).collect();
     for scale in [Scale::Linear, Scale::Log10] {
-        let axis = || Axis { label: "v".into(), scale, range: None, categories: Vec::new() };
+        let axis = || Axis { scale, ..Axis::linear("v") };
         let series = Series::line("a", Colour::Blue, points.clone()).with_points();
         let svg = Figure::new("", "", vec![Panel::new("", axis(), axis()).with(series)]).to_svg().unwrap();
         assert!(!svg.contains("NaN") && !svg.contains("2147483647"));
