@@ -59,7 +59,7 @@ COPY --from=builder /image/ /
 RUN for file in /opt/flatland/bin/* /opt/flatland/torch/lib/*; do \
         if ldd "$file" | grep -v 'libcuda\.so' | grep 'not found'; then echo "needed by $file" >&2; exit 1; fi; \
     done; \
-    for binary in /opt/flatland/bin/*; do "$binary" --show-settings > /dev/null || exit 1; done
+    for binary in /opt/flatland/bin/*; do "$binary" --version || exit 1; done
 
 ARG GIT_COMMIT=
 ENV PATH=/opt/flatland/bin:$PATH \

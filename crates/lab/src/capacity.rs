@@ -109,7 +109,7 @@ impl Experiment for Capacity {
   capacity --set report.optimiser.lr=0.0001          the notebook's learning rate
   capacity --set wide.label_noise=0 --set wide.train=4000
   capacity --resume                                  after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 165.), ("quick", 17.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 150.), ("quick", 15.)];
     const PRESETS: &'static str = include_str!("../../../configs/capacity.toml");
     type Settings = Settings;
 

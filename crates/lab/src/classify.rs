@@ -75,7 +75,7 @@ impl Experiment for Classify {
   classify --seeds 5                            the report's settings with error bars
   classify --set 'models=[{name=\"thin\",channels=[4,8]},{name=\"wide\",channels=[32,64]}]'
   classify --resume                             after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 75.), ("quick", 16.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 63.), ("quick", 11.)];
     const PRESETS: &'static str = include_str!("../../../configs/classify.toml");
     type Settings = Settings;
 

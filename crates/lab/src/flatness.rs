@@ -101,11 +101,11 @@ impl Experiment for Flatness {
     const ABOUT: &'static str = "Is the minimum found with large batches, or small steps, sharper? \
         Loss and accuracy on the straight line through two minima of LeNet.";
     const EXAMPLES: &'static str = "Examples:
-  flatness --preset quick --dataset digits      about a minute, no files needed
+  flatness --preset quick --dataset digits      a third of a minute, no files needed
   flatness --seeds 5 --device cuda              the report's settings with error bars
   flatness --set epochs=10 --set alpha.points=101
   flatness --resume                             after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 280.), ("quick", 60.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 120.), ("quick", 20.)];
     const PRESETS: &'static str = include_str!("../../../configs/flatness.toml");
     type Settings = Settings;
 

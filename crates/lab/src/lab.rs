@@ -1,13 +1,13 @@
-//! `lab`: lists the experiments, runs one or all, and gathers runs in one page.
+//! `lab`: lists the experiments, and runs one or all.
 
 use crate::EXPERIMENTS;
 use crate::command::Arguments;
 use crate::experiment::{Entry, FAILED, INTERRUPTED, OK, USAGE, complain, print};
-use anyhow::{Context, Result, ensure};
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use anyhow::Result;
+use clap::{Arg, ArgMatches, Command, value_parser};
 use comfy_table::{ContentArrangement, Table, presets};
 use flatland_network::allocator;
-use flatland_record::{MANIFEST_FILE, Manifest, Status, contact_sheet, write_report};
+use flatland_record::{MANIFEST_FILE, Manifest, Status};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,7 +19,6 @@ pub fn main() -> ExitCode {
     let code = match matches.subcommand() {
         Some(("list", of)) => answer(list(&path(of, "out"))),
         Some(("run", of)) => run(of),
-        Some(("report", of)) => answer(report(of)),
         _ => USAGE,
     };
     ExitCode::from(code)
@@ -30,14 +29,12 @@ fn command() -> Command {
         let out = Arg::new("out").long("out").value_name("DIR").default_value("outputs");
         out.value_parser(value_parser!(PathBuf)).help("Folder with the runs")
     };
-    let file = |name: &'static str| {
-        Arg::new(name).long(name).value_name("FILE").value_parser(value_parser!(PathBuf))
-    };
-    let list = Command::new("list").about("The experiments: what each answers, its presets, and how long they take");
-    let all = Arguments::command_with(&[])
-        .name("all")
-        .about("Every experiment, one after the other, then one page over all of them")
-        .after_help("--dataset goes to the experiments that have one; --config and --set belong to one experiment.");
+    let list =
+        Command::new("list").about("The experiments: what each answers, its presets, and how long they take");
+    let all =
+        Arguments::command_with(&[]).name("all").about("Every experiment, one after the other").after_help(
+            "--dataset goes to the experiments that have one; --config and --set belong to one experiment.",
+        );
     let run = Command::new("run")
         .about("Runs an experiment, or all of them")
         .subcommand_required(true)
@@ -45,18 +42,6 @@ fn command() -> Command {
         .subcommand_help_heading("Experiments")
         .subcommands(EXPERIMENTS.iter().map(|entry| (entry.command)()))
         .subcommand(all);
-    let report = Command::new("report")
-        .about("One self-contained page over runs: questions, verdicts, figures, tables")
-        .arg(
-            Arg::new("runs")
-                .value_name("RUN")
-                .action(ArgAction::Append)
-                .value_parser(value_parser!(PathBuf))
-                .help("Folders of runs [default: the newest run of each experiment]"),
-        )
-        .arg(out())
-        .arg(file("to").help("The page [default: report.html in the folder of the one run, or of all]"))
-        .arg(file("contact-sheet").help("Also all figures on one PNG"));
     Command::new("lab")
         .about("Flatland's experiments under one roof")
         .version(env!("CARGO_PKG_VERSION"))
@@ -65,7 +50,6 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(list.arg(out()))
         .subcommand(run)
-        .subcommand(report)
 }
 
 fn path(matches: &ArgMatches, name: &str) -> PathBuf {
@@ -88,8 +72,10 @@ fn list(out: &Path) -> Result<()> {
     table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["experiment", "question", "presets, and how long they take"]);
     for entry in EXPERIMENTS {
-        let times: Vec<String> =
-            preset_names(entry).iter().map(|name| format!("{name}: {}", rough_time(entry, name, out))).collect();
+        let times: Vec<String> = preset_names(entry)
+            .iter()
+            .map(|name| format!("{name}: {}", rough_time(entry, name, out)))
+            .collect();
         table.add_row([entry.name, entry.about, &times.join("\n")]);
     }
     let note = "Times marked * are those of the newest finished run here; the others were measured on 2 cores, one seed as \
@@ -124,7 +110,8 @@ fn duration(seconds: f64) -> String {
 fn runs_of(out: &Path, name: &str) -> Vec<(PathBuf, Manifest)> {
     let entries = std::fs::read_dir(out.join(name)).into_iter().flatten().flatten();
     let runs = entries.map(|entry| entry.path()).filter(|path| !path.is_symlink());
-    runs.filter_map(|path| Manifest::read(&path.join(MANIFEST_FILE)).ok().map(|manifest| (path, manifest))).collect()
+    runs.filter_map(|path| Manifest::read(&path.join(MANIFEST_FILE)).ok().map(|manifest| (path, manifest)))
+        .collect()
 }
 
 fn run(matches: &ArgMatches) -> u8 {
@@ -167,13 +154,8 @@ fn run_all(arguments: &Arguments) -> u8 {
     if arguments.show_settings {
         return OK;
     }
-    let page = arguments.out.join("report.html");
-    let written = latest_runs(&arguments.out).and_then(|runs| Ok(write_report(&runs, &page)?));
-    if let Err(error) = written.and_then(|()| {
-        print(&format!("all in {}: {}\n", duration(start.elapsed().as_secs_f64()), page.display()))
-    }) {
-        complain(&error);
-        return FAILED;
+    if !arguments.quiet {
+        eprintln!("== all in {}", duration(start.elapsed().as_secs_f64()));
     }
     if failed.is_empty() {
         return OK;
@@ -185,49 +167,6 @@ fn run_all(arguments: &Arguments) -> u8 {
 fn has_data_set(entry: &Entry) -> bool {
     let presets: toml::Table = toml::from_str(entry.presets).unwrap_or_default();
     presets.get("paper").and_then(toml::Value::as_table).is_some_and(|paper| paper.contains_key("dataset"))
-}
-
-/// The newest run of each experiment that has one.
-fn latest_runs(out: &Path) -> Result<Vec<PathBuf>> {
-    let latest = |entry: &Entry| {
-        let runs = runs_of(out, entry.name);
-        runs.into_iter().max_by(|(_, a), (_, b)| a.started.cmp(&b.started)).map(|(path, _)| path)
-    };
-    let runs: Vec<PathBuf> = EXPERIMENTS.iter().filter_map(latest).collect();
-    ensure!(
-        !runs.is_empty(),
-        "there are no runs in {}: run an experiment first (lab run <experiment>), or name another folder with --out",
-        out.display()
-    );
-    Ok(runs)
-}
-
-fn report(matches: &ArgMatches) -> Result<()> {
-    let out = path(matches, "out");
-    let named: Vec<PathBuf> = matches.get_many::<PathBuf>("runs").into_iter().flatten().cloned().collect();
-    let runs = if named.is_empty() { latest_runs(&out)? } else { named.clone() };
-    let page = match (matches.get_one::<PathBuf>("to"), named.as_slice()) {
-        (Some(page), _) => page.clone(),
-        (None, [one]) => one.join("report.html"),
-        _ => out.join("report.html"),
-    };
-    write_report(&runs, &page)?;
-    print(&format!("{}\n", page.display()))?;
-    if let Some(sheet) = matches.get_one::<PathBuf>("contact-sheet") {
-        let mut figures = Vec::new();
-        for run in &runs {
-            let manifest = Manifest::read(&run.join(MANIFEST_FILE))?;
-            let pngs = manifest.files.iter().filter(|file| {
-                Path::new(&file.name).extension().is_some_and(|extension| extension == "png")
-            });
-            figures.extend(pngs.map(|file| {
-                (format!("{}: {}", manifest.experiment, file.name.trim_end_matches(".png")), run.join(&file.name))
-            }));
-        }
-        contact_sheet(&figures, 4, sheet).context("no contact sheet")?;
-        print(&format!("{}\n", sheet.display()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod command;
 mod curves;
 mod experiment;
 mod images;
-// pub mod lab;
+pub mod lab;
 mod parallel;
 mod progress;
 mod run;

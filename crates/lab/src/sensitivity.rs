@@ -137,7 +137,7 @@ impl Experiment for Sensitivity {
   sensitivity --seeds 5                           the report's settings with error bars
   sensitivity --seeds 5 --set lr=0.01             near the notebook's losses
   sensitivity --resume                            after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 280.), ("quick", 30.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 159.), ("quick", 14.)];
     const PRESETS: &'static str = include_str!("../../../configs/sensitivity.toml");
     type Settings = Settings;
 
