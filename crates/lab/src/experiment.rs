@@ -308,9 +308,7 @@ fn verdicts(run: &Run) -> String {
     if outcomes.is_empty() {
         return String::new();
     }
-    let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    let mut table = wrapped_table();
     table.set_header(["claim", "verdict", "estimate", "95 % interval", "seeds"]);
     for outcome in outcomes.iter() {
         let claim = &outcome.claim;
@@ -324,6 +322,17 @@ fn verdicts(run: &Run) -> String {
         ]);
     }
     format!("{table}\n")
+}
+
+/// A table of sentences, which wrap at the terminal's width, or where there is none at 120 characters.
+pub(crate) fn wrapped_table() -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    if table.width().is_none() {
+        table.set_width(120);
+    }
+    table
 }
 
 /// Where everything lies.

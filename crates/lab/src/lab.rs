@@ -2,10 +2,9 @@
 
 use crate::EXPERIMENTS;
 use crate::command::Arguments;
-use crate::experiment::{Entry, FAILED, INTERRUPTED, OK, USAGE, complain, print};
+use crate::experiment::{Entry, FAILED, INTERRUPTED, OK, USAGE, complain, print, wrapped_table};
 use anyhow::Result;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use comfy_table::{ContentArrangement, Table, presets};
 use flatland_network::allocator;
 use flatland_record::{MANIFEST_FILE, Manifest, Status};
 use std::path::{Path, PathBuf};
@@ -67,9 +66,7 @@ fn answer(result: Result<()>) -> u8 {
 }
 
 fn list(out: &Path) -> Result<()> {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = wrapped_table();
     table.set_header(["experiment", "question", "presets, and how long they take"]);
     for entry in EXPERIMENTS {
         let times: Vec<String> = preset_names(entry)
