@@ -49,6 +49,10 @@ const CAPACITY: &[&str] = &[
     "report.epochs=1",
     "--set",
     "wide.widths=[]",
+    "--set",
+    "wide.train=100",
+    "--set",
+    "wide.batch=50",
 ];
 
 fn newest(out: &Out, experiment: &str) -> PathBuf {
@@ -113,7 +117,7 @@ fn a_run_has_its_page_and_several_have_one_together() {
 
     // In the report's order, the newest of each.
     assert_eq!(report(&out, &[]), [out.path().join("report.html")]);
-    has(&out.path().join("report.html"), &["2 experiments", folder_name(&second), folder_name(&other)]);
+    has(&out.path().join("report.html"), &["Flatland: 2 runs", folder_name(&second), folder_name(&other)]);
     let together = fs::read_to_string(out.path().join("report.html")).unwrap();
     assert!(!together.contains(folder_name(&first)));
     assert!(
@@ -138,7 +142,7 @@ fn a_run_has_its_page_and_several_have_one_together() {
     let png = fs::read(&sheet).unwrap();
     assert!(png.starts_with(b"\x89PNG") && png.len() > 10_000, "{} bytes", png.len());
     report(&out, &[second.to_str().unwrap(), "capacity", "--to", target.to_str().unwrap()]);
-    has(&target, &["2 experiments", folder_name(&second), "The run was interrupted", folder_name(&other)]);
+    has(&target, &["Flatland: 2 runs", folder_name(&second), "The run was interrupted", folder_name(&other)]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Page {
     fn title(&self) -> String {
         match self.sections.as_slice() {
             [one] => format!("{} · Flatland", one.name),
-            many => format!("{} experiments · Flatland", many.len()),
+            many => format!("{} runs · Flatland", many.len()),
         }
     }
 
@@ -69,7 +69,12 @@ pub fn write_report(runs: &[PathBuf], target: &Path) -> Result<()> {
     let place = place.canonicalize().map_err(|source| RecordError::write(target, source))?;
     let mut sections = runs.iter().map(|run| Section::read(run, &place)).collect::<Result<Vec<_>>>()?;
     let mut budget = Budget::over(sections.iter().flat_map(|section| &section.figures));
+    let names: Vec<String> = sections.iter().map(|section| section.name.clone()).collect();
     for (index, section) in sections.iter_mut().enumerate() {
+        // Two runs of one experiment are told apart by their folders.
+        if names.iter().filter(|name| **name == section.name).count() > 1 {
+            section.label = format!("{}, {}", section.name, section.folder_name);
+        }
         section.id = format!("run-{}", index + 1);
         for figure in &mut section.figures {
             figure.embed(&mut budget);

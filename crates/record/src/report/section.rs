@@ -22,7 +22,10 @@ const PREVIEW: usize = 6;
 pub(super) struct Section {
     /// Its anchor in the page.
     pub(super) id: String,
+    /// The experiment.
     pub(super) name: String,
+    /// What the run is called among others.
+    pub(super) label: String,
     pub(super) question: Option<String>,
     pub(super) status: &'static str,
     /// Why there may be less than a finished run has.
@@ -126,6 +129,7 @@ impl Section {
         Ok(Self {
             id: String::new(),
             name: manifest.experiment.clone(),
+            label: manifest.experiment.clone(),
             question: manifest.question.clone(),
             status: status(manifest.status),
             warning: warning(&manifest),

@@ -212,12 +212,17 @@ fn several_runs_begin_with_all_verdicts() {
     let out = tempfile::tempdir().unwrap();
     let runs = [a_run(out.path(), "lines"), a_run(out.path(), "circles")];
     let page = page_of(&[&runs[0], &runs[1]], &out.path().join(REPORT_FILE));
-    has(&page, &["2 experiments", "<h2 class=\"name\">circles</h2>", "href=\"#run-2\"", "id=\"run-2\""]);
+    has(&page, &["Flatland: 2 runs", "<h2 class=\"name\">circles</h2>", "href=\"#run-2\"", "id=\"run-2\""]);
     has(&page, &["<span class=\"verdict supported\">1 supported</span>", "href=\"lines/"]);
     let (overview, rest) = page.split_once("<article").unwrap();
     assert_eq!(overview.matches("<td>deeper nets learn").count(), 2);
     assert_eq!(rest.matches("<article").count(), 1);
     assert_eq!(page.matches("data:image/svg+xml;base64,").count(), 2);
+
+    let again = a_run(out.path(), "lines");
+    let page = page_of(&[&runs[0], &again], &out.path().join(REPORT_FILE));
+    let name = again.path().file_name().unwrap().to_str().unwrap();
+    has(&page, &[&format!("<h2 class=\"name\">lines, {name}</h2>")]);
 }
 
 #[test]
