@@ -100,7 +100,14 @@ fn a_run_has_its_page_and_several_have_one_together() {
     let page = first.join("report.html");
     has(&page, &["<h1>classify</h1>", "How well do three small convolutional networks learn"]);
     has(&page, &["&#60;wide&#62; &#38; flat", "href=\"training.csv\"", "loss and accuracy by epoch"]);
-    has(&page, &["src=\"data:image/svg+xml;base64,", "run classify --dataset digits", "channels = [2]"]);
+    has(
+        &page,
+        &[
+            "src=\"data:image/svg+xml;base64,",
+            "<span>classify</span> <span>--dataset</span> <span>digits</span>",
+            "channels = [2]",
+        ],
+    );
     has(&page, &["train accuracy, last epoch", "No claim is about what was run here."]);
 
     // The page may be made anew at any time: the manifest's checksums are of what it is made from.

@@ -107,9 +107,9 @@ impl Figure {
 
 impl Budget {
     /// Room for these figures: with the sharp SVGs if they fit, else with the smaller PNGs of ever more of them.
-    pub(super) fn over<'a>(figures: impl Iterator<Item = &'a Figure> + Clone) -> Self {
+    pub(super) fn over(figures: &[&Figure]) -> Self {
         let all = |limit: u64| -> u64 {
-            figures.clone().filter_map(|figure| figure.choice(limit)).map(|(_, size)| size).sum()
+            figures.iter().filter_map(|figure| figure.choice(limit)).map(|(_, size)| size).sum()
         };
         let limits = [LARGE_SVG, LARGE_SVG / 4, LARGE_SVG / 16, 0];
         let svg_limit = limits.into_iter().find(|limit| all(*limit) <= ALL_FIGURES).unwrap_or(0);

@@ -68,7 +68,7 @@ pub fn write_report(runs: &[PathBuf], target: &Path) -> Result<()> {
     };
     let place = place.canonicalize().map_err(|source| RecordError::write(target, source))?;
     let mut sections = runs.iter().map(|run| Section::read(run, &place)).collect::<Result<Vec<_>>>()?;
-    let mut budget = Budget::over(sections.iter().flat_map(|section| &section.figures));
+    let mut budget = Budget::over(&sections.iter().flat_map(|section| &section.figures).collect::<Vec<_>>());
     let names: Vec<String> = sections.iter().map(|section| section.name.clone()).collect();
     for (index, section) in sections.iter_mut().enumerate() {
         // Two runs of one experiment are told apart by their folders.

@@ -40,7 +40,8 @@ pub(super) struct Section {
     pub(super) origin: Vec<(&'static str, String)>,
     pub(super) checksums: Vec<(String, String)>,
     pub(super) settings: String,
-    pub(super) command: String,
+    /// The command line, its words as a shell takes them.
+    pub(super) command: Vec<String>,
     pub(super) folder_name: String,
     pub(super) folder_link: String,
     pub(super) manifest_link: String,
@@ -123,7 +124,7 @@ impl Section {
             }
         }
         let said = |name: &str| what(&format!("{name}.svg")).or_else(|| what(&format!("{name}.png")));
-        let tables = files.iter().filter(|file| file.ends_with(".csv") && *file != CLAIMS_FILE);
+        let tables = files.iter().filter(|file| file.strip_suffix(".csv").is_some() && *file != CLAIMS_FILE);
         let settings = fs::read_to_string(folder.join(SETTINGS_FILE)).ok();
         let folder_name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Self {
@@ -148,8 +149,7 @@ impl Section {
                 serde_json::to_string_pretty(&manifest.settings)
                     .unwrap_or_else(|_| manifest.settings.to_string())
             }),
-            command: shlex::try_join(manifest.command.iter().map(String::as_str))
-                .unwrap_or_else(|_| manifest.command.join(" ")),
+            command: manifest.command.iter().map(|word| quoted(word)).collect(),
             folder_link: to(""),
             manifest_link: to(MANIFEST_FILE),
             folder_name: folder_name.unwrap_or_default(),
@@ -220,17 +220,20 @@ fn facts(manifest: &Manifest) -> Vec<(&'static str, String)> {
 fn origin(manifest: &Manifest) -> Vec<(&'static str, String)> {
     let data = manifest.data_set.as_ref().map(|data| {
         format!(
-            "{} from {}: {} training and {} test examples; {}",
+            "{} ({}): {} training and {} test examples; {}",
             data.name, data.origin, data.train, data.test, data.preparation
         )
     });
     let dirty = match manifest.git_dirty {
-        Some(true) => ", with uncommitted changes",
+        Some(true) => " with uncommitted changes",
         Some(false) => "",
         None => " (whether changed is not known)",
     };
-    let versions: Vec<String> =
-        manifest.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    // rustc's version begins with its name.
+    let named = |(name, version): (&String, &String)| {
+        if version.starts_with(name.as_str()) { version.clone() } else { format!("{name} {version}") }
+    };
+    let versions: Vec<String> = manifest.versions.iter().map(named).collect();
     let device = &manifest.device;
     let resumed: Vec<String> = manifest.resumed.iter().map(|time| plain_time(time)).collect();
     known([
@@ -257,6 +260,11 @@ fn seeds(seeds: &[u64]) -> Option<String> {
         [first, .., last] if follow => Some(format!("{first} to {last}")),
         few => Some(few.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
     }
+}
+
+fn quoted(word: &str) -> String {
+    // Only a word with a NUL byte cannot be quoted, and no command line has one.
+    shlex::try_quote(word).map_or_else(|_| word.to_owned(), Into::into)
 }
 
 fn duration(seconds: f64) -> String {
