@@ -202,7 +202,7 @@ impl Run {
         let page = self.folder.file(REPORT_FILE);
         match write_report(&[self.folder.path().to_path_buf()], &page) {
             Ok(()) => {
-                self.note_written(vec![REPORT_FILE.to_owned()], "all of this on one page, for a browser")
+                self.note_written(vec![REPORT_FILE.to_owned()], "all of this on one page, for a browser");
             }
             Err(error) => self.progress.note(&format!("note: {error}")),
         }
