@@ -20,12 +20,14 @@ pub mod classify;
 pub mod flatness;
 pub mod random_labels;
 pub mod sensitivity;
+pub mod trajectory;
 
 pub use experiment::{Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
 pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<classify::Classify>(),
+    Entry::of::<trajectory::Trajectory>(),
     Entry::of::<random_labels::RandomLabels>(),
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),
