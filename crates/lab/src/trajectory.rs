@@ -189,10 +189,12 @@ impl Experiment for Trajectory {
 }
 
 impl Settings {
-    /// 784, the hidden layers, 10, with ReLU.
+    fn widths(&self) -> Vec<i64> {
+        [&[784], self.hidden.as_slice(), &[10]].concat()
+    }
+
     fn network(&self) -> Result<Network> {
-        let widths: Vec<i64> = [&[784], self.hidden.as_slice(), &[10]].concat();
-        Ok(Network::dense(&widths, &Layer::Relu)?)
+        Ok(Network::dense(&self.widths(), &Layer::Relu)?)
     }
 
     fn trials(&self, network: &Network) -> Vec<Trial> {
@@ -240,14 +242,15 @@ impl Settings {
     }
 
     fn subtitle(&self, run: &Run, more: &str) -> String {
-        let subject = format!("{} on {}", self.network_name(), self.dataset);
+        let widths: Vec<String> = self.widths().iter().map(ToString::to_string).collect();
+        let subject = format!("{} on {}", widths.join("-"), self.dataset);
         subtitle::<Trajectory>(self, run, &subject, more)
     }
 
-    /// `784-16-14-10, weights only`.
-    fn network_name(&self) -> String {
-        let hidden = self.hidden.iter().map(|width| format!("{width}-")).collect::<String>();
-        format!("784-{hidden}10, {}", if self.biases { "weights and biases" } else { "weights only" })
+    /// The subtitle of a figure of weights.
+    fn subtitle_of_weights(&self, run: &Run, more: &str) -> String {
+        let what = if self.biases { "weights and biases" } else { "weights without biases" };
+        self.subtitle(run, &format!("{what} · {more}"))
     }
 }
 
@@ -481,9 +484,9 @@ fn projection_figure(settings: &Settings, run: &Run, view: &View, evaluated: &[V
         1 => "a point an epoch".to_owned(),
         every => format!("a point every {every} epochs"),
     };
-    let more = format!("{every}, from ■ to ★ · numbers: training accuracy (%)");
+    let more = format!("{every}, from square to star · numbers: training accuracy (%)");
     let title = format!("The way of the weights: {}", view.part.name);
-    let figure = Figure::new(title, settings.subtitle(run, &more), vec![panel]);
+    let figure = Figure::new(title, settings.subtitle_of_weights(run, &more), vec![panel]);
     Figure { panel_size: Some((900., 640.)), ..figure }
 }
 
@@ -504,7 +507,7 @@ fn error_figure(settings: &Settings, run: &Run, views: &[View], evaluated: &[Vec
         panel
     });
     let more = "a line a run; its seed stands at its end";
-    Figure::new("Training error along the way", settings.subtitle(run, more), panels.collect())
+    Figure::new("Training error along the way", settings.subtitle_of_weights(run, more), panels.collect())
 }
 
 /// Left all runs together, right each on its own, with a random walk beside them.
@@ -516,16 +519,18 @@ fn variance_figure(settings: &Settings, run: &Run, views: &[View]) -> Figure {
     let (mut together, mut alone) = (panel("all runs together"), panel("each run on its own"));
     for (index, view) in views.iter().enumerate() {
         let (name, colour) = (&view.part.name, Colour::nth(index));
+        // The first layer holds nearly all weights: its line lies on the whole model's.
+        let dash = |series: Series| if index > 0 { series.dashed() } else { series };
         let mut sum = 0.;
         let shares = view.together.explained_variance_ratio.iter().enumerate().map(|(component, ratio)| {
             sum += ratio;
             (component as f64 + 1., 100. * sum)
         });
-        together = together.with(Series::line(name, colour, shares.collect()).with_points());
+        together = together.with(dash(Series::line(name, colour, shares.collect()).with_points()));
         let most = view.alone.iter().flatten().map(|pca| pca.components.nrows()).max().unwrap_or(0);
         let shares = (1..=most)
             .filter_map(|count| Some((count as f64, mean_interval(&view.own_shares(count), LEVEL)?)));
-        alone = alone.with(series(name, colour, 100., shares).with_points());
+        alone = alone.with(dash(series(name, colour, 100., shares).with_points()));
     }
     let points = settings.epochs as usize + 1;
     let walk = (1..=COMPONENTS.min(points - 1))
@@ -533,7 +538,7 @@ fn variance_figure(settings: &Settings, run: &Run, views: &[View]) -> Figure {
         .collect();
     alone = alone.with(Series::line("random walk as long", Colour::Grey, walk).dotted());
     let more = "principal components of the snapshots of all epochs";
-    Figure::new("What a plane can show", settings.subtitle(run, more), vec![together, alone])
+    Figure::new("What a plane can show", settings.subtitle_of_weights(run, more), vec![together, alone])
 }
 
 /// Means by epoch: solid over the pairs of runs that share none, dashed over the runs, to their own start.
@@ -563,7 +568,7 @@ fn similarity_figure(settings: &Settings, run: &Run, views: &[View]) -> Figure {
     }
     let pairs = settings.seeds / 2;
     let more = format!("two runs: {pairs} pairs that share no run");
-    Figure::new("How alike the runs are", settings.subtitle(run, &more), vec![angle, apart])
+    Figure::new("How alike the runs are", settings.subtitle_of_weights(run, &more), vec![angle, apart])
 }
 
 /// Fixed before the data.
@@ -752,7 +757,8 @@ mod tests {
         let view = View::new(all(2), &runs).unwrap();
         assert!(view.scores[1].row(2).iter().all(|score| score.is_nan()));
         assert!(view.scores[0].iter().all(|score| score.is_finite()));
-        assert!(view.between[2].distance[[0, 1]].is_nan() && view.between[1].distance[[0, 1]] == 1.);
+        assert!(view.between[2].distance[[0, 1]].is_nan());
+        assert!((view.between[1].distance[[0, 1]] - 1.).abs() < 1e-12);
         let still = [array![[1., 2.], [1., 2.], [1., 2.]]];
         let refusal = View::new(all(2), &still).unwrap_err().to_string();
         assert!(refusal.contains("fewer than two directions"), "{refusal}");
