@@ -19,7 +19,7 @@ use crate::images::{Images, PixelSettings};
 use crate::parallel::in_parallel;
 use crate::run::Run;
 use crate::summary::{mean_number, series, subtitle, thousands};
-use crate::trial::{Both, Trained, Trial, evaluate_both, stream_of, train_all};
+use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_both, stream_of, train_all};
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
@@ -672,7 +672,7 @@ fn closing_table(trained: &[Trained], views: &[View]) -> ClosingTable {
         let values: Vec<f64> = trained.iter().filter_map(|one| of(&one.end).accuracy).collect();
         mean_number(&values, 100., 2, " %")
     };
-    for (name, of) in crate::trial::SPLITS {
+    for (name, of) in SPLITS {
         table.add_row([format!("{name} accuracy at the end"), accuracy(of)]);
     }
     table
