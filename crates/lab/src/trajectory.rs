@@ -461,9 +461,9 @@ fn path(settings: &Settings, scores: &Array2<f64>) -> Vec<(f64, f64)> {
 }
 
 /// Whether the `index`-th of `count` snapshots that are drawn gets a text: the first ones, between which most happens, then
-/// ever fewer, and the last.
+/// ever fewer, and the last. Not the start, where all guess and their texts would lie in a heap.
 fn has_text(index: usize, count: usize) -> bool {
-    index + 1 == count || index == 0 || index.is_power_of_two() && 3 * index < 2 * count
+    index + 1 == count || index.is_power_of_two() && 3 * index < 2 * count
 }
 
 /// One line a run, from its start to its end; some snapshots with their accuracy.
@@ -490,7 +490,8 @@ fn projection_figure(settings: &Settings, run: &Run, view: &View, evaluated: &[V
     Figure { panel_size: Some((900., 640.)), ..figure }
 }
 
-/// The same planes, each point in the colour of its training error: on a log scale, since accuracies crowd below 100 %.
+/// The same planes, each point in the colour of its training error: on a log scale, since accuracies crowd below 100 %. The
+/// starts, which only guess, would take up most of it, and are grey.
 fn error_figure(settings: &Settings, run: &Run, views: &[View], evaluated: &[Vec<Both>]) -> Figure {
     let seeds = Trajectory::seeds(settings);
     let panels = views.iter().map(|view| {
@@ -498,7 +499,10 @@ fn error_figure(settings: &Settings, run: &Run, views: &[View], evaluated: &[Vec
         for ((seed, scores), evaluated) in seeds.iter().zip(&view.scores).zip(evaluated) {
             let points = path(settings, scores);
             let drawn = settings.drawn();
-            let error = |&epoch: &usize| 100. * (1. - evaluated[epoch].train.accuracy.unwrap_or(f64::NAN));
+            let error = |&epoch: &usize| match epoch {
+                0 => f64::NAN,
+                epoch => 100. * (1. - evaluated[epoch].train.accuracy.unwrap_or(f64::NAN)),
+            };
             let texts = (1..=points.len())
                 .map(|place| if place == points.len() { format!("seed {seed}") } else { String::new() });
             let series = Series::line("", Colour::Grey, points.clone()).with_points();
@@ -506,7 +510,7 @@ fn error_figure(settings: &Settings, run: &Run, views: &[View], evaluated: &[Vec
         }
         panel
     });
-    let more = "a line a run; its seed stands at its end";
+    let more = "a line a run, from its grey start to its name";
     Figure::new("Training error along the way", settings.subtitle_of_weights(run, more), panels.collect())
 }
 
@@ -720,7 +724,7 @@ mod tests {
         assert_eq!(settings(&[]).drawn(), [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 32]);
         assert_eq!(settings(&["--set", "epochs=6"]).drawn(), [0, 3, 6]);
         let texts: Vec<usize> = (0..12).filter(|&index| has_text(index, 12)).collect();
-        assert_eq!(texts, [0, 1, 2, 4, 11]);
+        assert_eq!(texts, [1, 2, 4, 11]);
     }
 
     #[test]
