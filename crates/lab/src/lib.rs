@@ -22,12 +22,14 @@ pub mod flatness;
 pub mod gradient_norm;
 pub mod random_labels;
 pub mod sensitivity;
+pub mod trajectory;
 
 pub use experiment::{Ending, Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
 pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<classify::Classify>(),
+    Entry::of::<trajectory::Trajectory>(),
     Entry::of::<gradient_norm::GradientNorm>(),
     Entry::of::<random_labels::RandomLabels>(),
     Entry::of::<capacity::Capacity>(),
