@@ -129,7 +129,7 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
 }
 
 /// The numbers of a contiguous f32 tensor on the CPU.
-fn numbers(tensor: &Tensor) -> &[f32] {
+pub fn numbers(tensor: &Tensor) -> &[f32] {
     assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
     // SAFETY: contiguous f32 on the CPU; the borrow keeps the storage alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
@@ -137,7 +137,7 @@ fn numbers(tensor: &Tensor) -> &[f32] {
 
 /// The same, to be written to; for tensors that were just made here.
 #[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
-fn numbers_mut(tensor: &Tensor) -> &mut [f32] {
+pub fn numbers_mut(tensor: &Tensor) -> &mut [f32] {
     assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
     // SAFETY: as above, and nothing else looks at a tensor that was just made.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }

@@ -1,7 +1,7 @@
 //! Loss and gradient of a batch with respect to θ.
 
 use crate::network::{Step, apply};
-use crate::{Loss, Network, NetworkError, Parameter, Result, block};
+use crate::{Loss, Network, NetworkError, Parameter, Result, block, dense};
 use tch::{Device, Tensor};
 
 /// What one batch yields. Nothing here was brought to the host.
@@ -142,6 +142,9 @@ fn stacked(
 ) -> Result<BatchGradient> {
     let models = theta.size()[0];
     let own = network.check_inputs(x, Some(models))?;
+    if let Some((loss, gradient)) = dense::loss_and_gradient(network, theta, x, targets, loss) {
+        return Ok(BatchGradient { loss, correct: None, gradient });
+    }
     let leaves = leaves(network, theta)?;
     let outputs = network.forward_grouped(&leaves, models, x, own)?;
     let losses = loss.mean(&outputs, targets)?;

@@ -8,6 +8,7 @@
 
 pub mod allocator;
 mod block;
+mod dense;
 pub mod device;
 mod error;
 mod evaluation;

@@ -1,0 +1,544 @@
+//! Stacks of narrow dense networks on a CPU with AVX-512: loss and gradient of one model after the other, each in one pass.
+//!
+//! By operators, every layer of the whole stack goes through memory several times, and each operator has a price. Here a model's
+//! activations stay in the cache from the first layer to the gradient of its last weight. Sixteen examples are a vector, so that
+//! a layer of one unit costs no more than its share.
+//!
+//! The same numbers as the plain operators, but for the order of sums: tested below. Each sum has a fixed order, whatever the
+//! stack. Where this does not fit (f64, cross-entropy, tanh, wide layers, another processor), the plain operators run.
+
+use crate::network::Step;
+use crate::{Loss, Network, block};
+use tch::{Device, Kind, Tensor};
+
+/// Above this, libtorch's matrix product is the faster one.
+const MOST_WIDTH: usize = 256;
+
+/// What follows a dense layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Activation {
+    Identity,
+    /// x where x > 0, this times x elsewhere: ReLU with 0.
+    Rectified(f32),
+}
+
+/// A dense layer and what follows it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct DenseLayer {
+    inputs: usize,
+    outputs: usize,
+    /// Where its weights `[outputs, inputs]` begin in θ.
+    weight: usize,
+    /// Where its biases begin.
+    bias: usize,
+    activation: Activation,
+}
+
+/// The layers of a network that is dense and narrow enough.
+fn layers(network: &Network) -> Option<Vec<DenseLayer>> {
+    let mut layers: Vec<DenseLayer> = Vec::new();
+    for step in network.steps() {
+        match *step {
+            Step::Dense { weight } => {
+                let [w, b] = [&network.parameters()[weight], &network.parameters()[weight + 1]];
+                let [outputs, inputs] = [w.shape[0] as usize, w.shape[1] as usize];
+                let [weight, bias] = [w.offset as usize, b.offset as usize];
+                layers.push(DenseLayer { inputs, outputs, weight, bias, activation: Activation::Identity });
+            }
+            Step::Relu | Step::LeakyRelu => {
+                let layer = layers.last_mut().filter(|layer| layer.activation == Activation::Identity)?;
+                let slope = if *step == Step::Relu { 0. } else { 0.01 };
+                layer.activation = Activation::Rectified(slope);
+            }
+            _ => return None,
+        }
+    }
+    layers.iter().all(|layer| layer.inputs.max(layer.outputs) <= MOST_WIDTH).then_some(layers)
+}
+
+/// Mean squared errors `[M]` and their gradients `[M, P]` of a stack θ `[M, P]`, for inputs `[B, F]` and targets `[B, D]` that all
+/// models share; `None` where it does not fit.
+pub fn loss_and_gradient(
+    network: &Network,
+    theta: &Tensor,
+    x: &Tensor,
+    targets: &Tensor,
+    loss: Loss,
+) -> Option<(Tensor, Tensor)> {
+    let plain =
+        |t: &Tensor| t.dim() == 2 && t.kind() == Kind::Float && t.device() == Device::Cpu && t.numel() > 0;
+    let fits = block::available()
+        && loss == Loss::MeanSquaredError
+        && plain(theta)
+        && plain(x)
+        && plain(targets)
+        && x.size()[0] == targets.size()[0]
+        && network.input().len() == 1
+        && x.size()[1] == network.input()[0]
+        && targets.size()[1] == network.outputs();
+    let layers = if fits { layers(network)? } else { return None };
+    kernels::loss_and_gradient(&layers, theta, x, targets)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod kernels {
+    use super::{DenseLayer, Tensor};
+
+    pub fn loss_and_gradient(
+        _: &[DenseLayer],
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+    ) -> Option<(Tensor, Tensor)> {
+        None
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod kernels {
+    use super::{Activation, DenseLayer};
+    use crate::block::{numbers, numbers_mut};
+    use std::arch::x86_64::{
+        __m512, _CMP_GT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps,
+        _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    };
+    use tch::{Kind, Tensor};
+
+    const LANES: usize = 16;
+    /// One number of each of sixteen examples.
+    type Row = [f32; LANES];
+    /// So many rows of examples go through the network at once: 512 examples.
+    const MOST_ROWS: usize = 32;
+
+    /// The examples, feature by feature.
+    struct Columns {
+        /// `[rows, features, 16]` in pieces of at most [`MOST_ROWS`]: of a piece, `[features, its rows, 16]`.
+        pieces: Vec<Vec<Row>>,
+    }
+
+    impl Columns {
+        /// Of `[B, F]`; what is beyond the last example is 0.
+        fn of(tensor: &Tensor) -> Self {
+            let tensor = tensor.contiguous();
+            let (values, features) = (numbers(&tensor), tensor.size()[1] as usize);
+            let piece = |values: &[f32]| {
+                let rows = (values.len() / features).div_ceil(LANES);
+                let mut columns = vec![[0.; LANES]; features * rows];
+                for (example, values) in values.chunks(features).enumerate() {
+                    for (feature, &value) in values.iter().enumerate() {
+                        columns[feature * rows + example / LANES][example % LANES] = value;
+                    }
+                }
+                columns
+            };
+            Self { pieces: values.chunks(MOST_ROWS * LANES * features).map(piece).collect() }
+        }
+    }
+
+    pub fn loss_and_gradient(
+        layers: &[DenseLayer],
+        theta: &Tensor,
+        x: &Tensor,
+        targets: &Tensor,
+    ) -> Option<(Tensor, Tensor)> {
+        let theta = theta.f_contiguous().ok()?;
+        let (models, parameters) = theta.size2().ok()?;
+        let (examples, outputs) = targets.size2().ok()?;
+        let gradient = Tensor::f_zeros([models, parameters], (Kind::Float, theta.device())).ok()?;
+        let (x, targets) = (Columns::of(x), Columns::of(targets));
+        let mut rooms = Rooms::new(layers);
+        let mut losses = Vec::with_capacity(models as usize);
+        let parameters = parameters as usize;
+        let stack = numbers(&theta).chunks(parameters).zip(numbers_mut(&gradient).chunks_mut(parameters));
+        for (theta, gradient) in stack {
+            let mut sum = 0.;
+            let mut left = examples as usize;
+            for (x, targets) in x.pieces.iter().zip(&targets.pieces) {
+                let here = left.min(MOST_ROWS * LANES);
+                left -= here;
+                let scale = 1. / (examples * outputs) as f32;
+                // SAFETY: the caller checked the processor.
+                sum += unsafe { rooms.piece(layers, theta, x, targets, here, scale, gradient) };
+            }
+            losses.push((sum / (examples * outputs) as f64) as f32);
+        }
+        Some((Tensor::f_from_slice(&losses).ok()?, gradient))
+    }
+
+    /// Room for one model's activations and their gradients.
+    struct Rooms {
+        /// After each layer.
+        activations: Vec<Vec<Row>>,
+        /// Of the layer at hand and of the one before it.
+        deltas: [Vec<Row>; 2],
+    }
+
+    impl Rooms {
+        fn new(layers: &[DenseLayer]) -> Self {
+            let room = |width: usize| vec![[0.; LANES]; width * MOST_ROWS];
+            let widest = layers.iter().map(|layer| layer.inputs.max(layer.outputs)).max().unwrap_or(0);
+            Self {
+                activations: layers.iter().map(|layer| room(layer.outputs)).collect(),
+                deltas: [room(widest), room(widest)],
+            }
+        }
+
+        /// One model on one piece of the examples: adds to its gradient, returns the sum of its squared errors.
+        #[target_feature(enable = "avx512f,fma")]
+        #[allow(clippy::too_many_arguments)]
+        fn piece(
+            &mut self,
+            layers: &[DenseLayer],
+            theta: &[f32],
+            x: &[Row],
+            targets: &[Row],
+            examples: usize,
+            scale: f32,
+            gradient: &mut [f32],
+        ) -> f64 {
+            let rows = examples.div_ceil(LANES);
+            for (index, layer) in layers.iter().enumerate() {
+                let (before, after) = self.activations.split_at_mut(index);
+                let from = before.last().map_or(x, |a| &a[..layer.inputs * rows]);
+                let to = &mut after[0][..layer.outputs * rows];
+                let weight = &theta[layer.weight..layer.weight + layer.outputs * layer.inputs];
+                let bias = &theta[layer.bias..layer.bias + layer.outputs];
+                product(weight, [layer.inputs, 1], Some(bias), from, to, rows);
+                if let Activation::Rectified(slope) = layer.activation {
+                    rectify(to, slope);
+                }
+            }
+
+            let [delta, next] = &mut self.deltas;
+            let outputs = &self.activations[layers.len() - 1][..targets.len()];
+            let sum = errors(outputs, targets, &mut delta[..targets.len()], rows, examples, 2. * scale);
+            let (mut delta, mut next) = (delta, next);
+            for (index, layer) in layers.iter().enumerate().rev() {
+                let here = &mut delta[..layer.outputs * rows];
+                if let Activation::Rectified(slope) = layer.activation {
+                    rectify_gradient(here, &self.activations[index][..layer.outputs * rows], slope);
+                }
+                let from = if index == 0 { x } else { &self.activations[index - 1][..layer.inputs * rows] };
+                let weight = layer.weight..layer.weight + layer.outputs * layer.inputs;
+                weight_gradient(here, from, rows, &mut gradient[weight.clone()]);
+                for (sum, delta) in gradient[layer.bias..][..layer.outputs].iter_mut().zip(here.chunks(rows))
+                {
+                    *sum += total(delta);
+                }
+                if index > 0 {
+                    let to = &mut next[..layer.inputs * rows];
+                    product(&theta[weight], [1, layer.inputs], None, here, to, rows);
+                    std::mem::swap(&mut delta, &mut next);
+                }
+            }
+            sum
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn load(row: &Row) -> __m512 {
+        // SAFETY: sixteen numbers.
+        unsafe { _mm512_loadu_ps(row.as_ptr()) }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn store(row: &mut Row, values: __m512) {
+        // SAFETY: sixteen numbers.
+        unsafe { _mm512_storeu_ps(row.as_mut_ptr(), values) }
+    }
+
+    /// `y[o] = bias[o] + Σ_i W[o, i] a[i]` for each example, with a `[inputs, rows]`, y `[outputs, rows]` and W's entries `strides`
+    /// apart along o and i: W as it lies, or transposed.
+    #[target_feature(enable = "avx512f,fma")]
+    fn product(
+        weight: &[f32],
+        strides: [usize; 2],
+        bias: Option<&[f32]>,
+        a: &[Row],
+        y: &mut [Row],
+        rows: usize,
+    ) {
+        let outputs = y.len() / rows;
+        let mut output = 0;
+        while output < outputs {
+            let mut row = 0;
+            let units = match outputs - output {
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            };
+            while row < rows {
+                row += match (units, rows - row) {
+                    (4, 2..) => tile::<4, 2>(weight, strides, bias, a, y, [rows, output, row]),
+                    (4, _) => tile::<4, 1>(weight, strides, bias, a, y, [rows, output, row]),
+                    (2, 4..) => tile::<2, 4>(weight, strides, bias, a, y, [rows, output, row]),
+                    (2, _) => tile::<2, 1>(weight, strides, bias, a, y, [rows, output, row]),
+                    (_, 8..) => tile::<1, 8>(weight, strides, bias, a, y, [rows, output, row]),
+                    _ => tile::<1, 1>(weight, strides, bias, a, y, [rows, output, row]),
+                };
+            }
+            output += units;
+        }
+    }
+
+    /// Eight sums at a time, so that none waits for another: N units for R rows. Returns R.
+    #[target_feature(enable = "avx512f,fma")]
+    fn tile<const N: usize, const R: usize>(
+        weight: &[f32],
+        [along, across]: [usize; 2],
+        bias: Option<&[f32]>,
+        a: &[Row],
+        y: &mut [Row],
+        [rows, output, row]: [usize; 3],
+    ) -> usize {
+        let mut sums = [[_mm512_setzero_ps(); R]; N];
+        if let Some(bias) = bias {
+            for (sums, &bias) in sums.iter_mut().zip(&bias[output..output + N]) {
+                *sums = [_mm512_set1_ps(bias); R];
+            }
+        }
+        for (input, a) in a.chunks_exact(rows).enumerate() {
+            let a: &[Row; R] = a[row..row + R].try_into().unwrap_or(&[[0.; LANES]; R]);
+            for (unit, sums) in sums.iter_mut().enumerate() {
+                let w = _mm512_set1_ps(weight[(output + unit) * along + input * across]);
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    *sum = _mm512_fmadd_ps(w, load(a), *sum);
+                }
+            }
+        }
+        for (unit, sums) in sums.iter().enumerate() {
+            let y = &mut y[(output + unit) * rows + row..][..R];
+            for (y, &sum) in y.iter_mut().zip(sums) {
+                store(y, sum);
+            }
+        }
+        R
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn rectify(y: &mut [Row], slope: f32) {
+        let (zero, slopes) = (_mm512_setzero_ps(), _mm512_set1_ps(slope));
+        for row in y {
+            let z = load(row);
+            let rectified = if slope == 0. {
+                // In this order NaN passes.
+                _mm512_max_ps(zero, z)
+            } else {
+                let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(z, zero);
+                _mm512_mask_blend_ps(open, _mm512_mul_ps(slopes, z), z)
+            };
+            store(row, rectified);
+        }
+    }
+
+    /// The activation is above 0 where its input was.
+    #[target_feature(enable = "avx512f")]
+    fn rectify_gradient(delta: &mut [Row], activation: &[Row], slope: f32) {
+        let (zero, slopes) = (_mm512_setzero_ps(), _mm512_set1_ps(slope));
+        for (delta, activation) in delta.iter_mut().zip(activation) {
+            let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(load(activation), zero);
+            let d = load(delta);
+            store(delta, _mm512_mask_blend_ps(open, _mm512_mul_ps(slopes, d), d));
+        }
+    }
+
+    /// Sum of squared errors, and `factor` times the errors, 0 beyond the last example.
+    #[target_feature(enable = "avx512f,fma")]
+    fn errors(
+        outputs: &[Row],
+        targets: &[Row],
+        delta: &mut [Row],
+        rows: usize,
+        examples: usize,
+        factor: f32,
+    ) -> f64 {
+        let mut sum = _mm512_setzero_ps();
+        let factor = _mm512_set1_ps(factor);
+        for (index, ((output, target), delta)) in outputs.iter().zip(targets).zip(delta).enumerate() {
+            let real = (examples - index % rows * LANES).min(LANES);
+            let mask = if real == LANES { u16::MAX } else { (1 << real) - 1 };
+            let error = _mm512_maskz_mov_ps(mask, _mm512_sub_ps(load(output), load(target)));
+            sum = _mm512_fmadd_ps(error, error, sum);
+            store(delta, _mm512_mul_ps(factor, error));
+        }
+        f64::from(_mm512_reduce_add_ps(sum))
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn total(rows: &[Row]) -> f32 {
+        let mut sum = _mm512_setzero_ps();
+        for row in rows {
+            sum = _mm512_add_ps(sum, load(row));
+        }
+        _mm512_reduce_add_ps(sum)
+    }
+
+    /// `dW[o, i] += Σ delta[o] a[i]` over the examples.
+    #[target_feature(enable = "avx512f,fma")]
+    fn weight_gradient(delta: &[Row], a: &[Row], rows: usize, gradient: &mut [f32]) {
+        let (outputs, inputs) = (delta.len() / rows, a.len() / rows);
+        let mut output = 0;
+        while output < outputs {
+            let units = if outputs - output >= 4 { 4 } else { 1 };
+            let mut input = 0;
+            while input < inputs {
+                let place = [rows, inputs, output, input];
+                input += match (units, inputs - input) {
+                    (4, 4..) => outer::<4, 4>(delta, a, gradient, place),
+                    (4, _) => outer::<4, 1>(delta, a, gradient, place),
+                    (_, 8..) => outer::<1, 8>(delta, a, gradient, place),
+                    _ => outer::<1, 1>(delta, a, gradient, place),
+                };
+            }
+            output += units;
+        }
+    }
+
+    /// N by I of them. Returns I.
+    #[target_feature(enable = "avx512f,fma")]
+    fn outer<const N: usize, const I: usize>(
+        delta: &[Row],
+        a: &[Row],
+        gradient: &mut [f32],
+        [rows, inputs, output, input]: [usize; 4],
+    ) -> usize {
+        let mut sums = [[_mm512_setzero_ps(); I]; N];
+        let delta: [&[Row]; N] = std::array::from_fn(|n| &delta[(output + n) * rows..][..rows]);
+        let a: [&[Row]; I] = std::array::from_fn(|i| &a[(input + i) * rows..][..rows]);
+        for row in 0..rows {
+            for (sums, delta) in sums.iter_mut().zip(&delta) {
+                let d = load(&delta[row]);
+                for (sum, a) in sums.iter_mut().zip(&a) {
+                    *sum = _mm512_fmadd_ps(d, load(&a[row]), *sum);
+                }
+            }
+        }
+        for (n, sums) in sums.iter().enumerate() {
+            for (i, &sum) in sums.iter().enumerate() {
+                gradient[(output + n) * inputs + input + i] += _mm512_reduce_add_ps(sum);
+            }
+        }
+        I
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Layer, initialise_stacked};
+    use proptest::prelude::*;
+    use rand::Rng;
+
+    /// By the plain operators and autograd.
+    fn plain(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
+        let theta = theta.detach().set_requires_grad(true);
+        let losses = Loss::MeanSquaredError.mean(&network.forward(&theta, x).unwrap(), targets).unwrap();
+        let gradient = Tensor::run_backward(&[&losses], &[&theta], false, false).remove(0);
+        (losses.detach(), gradient)
+    }
+
+    /// Small whole numbers: sums are exact, so that their order does not matter. Activations are often exactly 0.
+    fn whole_numbers(size: &[i64], most: i8, salt: u64) -> Tensor {
+        let count: i64 = size.iter().product();
+        let mut generator = crate::streams::stream(salt, 0, 0, crate::streams::Purpose::Weights);
+        let numbers: Vec<f32> = (0..count).map(|_| f32::from(generator.gen_range(-most..=most))).collect();
+        Tensor::from_slice(&numbers).view(size)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn equals_plain_operators(
+            widths in prop::collection::vec(1i64..12, 2..5), models in 1i64..4, power in 0u32..10, seed: u64,
+        ) {
+            tch::set_num_threads(1);
+            let network = Network::dense(&widths, &Layer::Relu).unwrap();
+            // A power of two of examples, and of outputs, so that means are exact too.
+            let batch = 1i64 << power;
+            let network = if network.outputs().count_ones() == 1 { network } else {
+                Network::dense(&[&widths[..widths.len() - 1], &[8]].concat(), &Layer::Relu).unwrap()
+            };
+            let theta = whole_numbers(&[models, network.count()], 1, seed);
+            let x = whole_numbers(&[batch, network.input()[0]], 2, seed ^ 1);
+            let targets = whole_numbers(&[batch, network.outputs()], 3, seed ^ 2);
+            if let Some((losses, gradient)) =
+                loss_and_gradient(&network, &theta, &x, &targets, Loss::MeanSquaredError)
+            {
+                let (expected, expected_gradient) = plain(&network, &theta, &x, &targets);
+                // A sum of squares may leave the exact range.
+                prop_assert!(losses.allclose(&expected, 1e-6, 0., false), "{losses} {expected}");
+                prop_assert!(gradient.allclose(&expected_gradient, 1e-6, 1e-5, false));
+            }
+        }
+    }
+
+    #[test]
+    fn is_as_near_to_f64_as_the_plain_operators() {
+        if !block::available() {
+            eprintln!("no AVX-512 here: nothing to compare");
+            return;
+        }
+        tch::set_num_threads(1);
+        for (widths, activation, batch) in [
+            (&[1, 190, 1][..], Layer::Relu, 300),
+            (&[1, 5, 10, 10, 10, 10, 4, 1], Layer::Relu, 300),
+            (&[1, 4, 9, 10, 4, 1], Layer::LeakyRelu, 300),
+            (&[3, 7, 2], Layer::LeakyRelu, 1301),
+            (&[2, 3], Layer::Relu, 17),
+        ] {
+            let network = Network::dense(widths, &activation).unwrap();
+            let seeds = [(0, 0), (1, 0), (2, 0)];
+            let theta = initialise_stacked(&network, &seeds, Kind::Float, Device::Cpu).unwrap() * 1.5;
+            let wave = |columns: i64, speed: f64| {
+                let x = Tensor::arange(batch * columns, (Kind::Float, Device::Cpu)) * speed;
+                x.sin().view([batch, columns])
+            };
+            let (x, targets) = (wave(network.input()[0], 0.37), wave(network.outputs(), 0.11));
+            let (losses, gradient) =
+                loss_and_gradient(&network, &theta, &x, &targets, Loss::MeanSquaredError).unwrap();
+            let [wide_theta, wide_x, wide_targets] = [&theta, &x, &targets].map(|t| t.to_kind(Kind::Double));
+            let (exact, exact_gradient) = plain(&network, &wide_theta, &wide_x, &wide_targets);
+            let (plain, plain_gradient) = plain(&network, &theta, &x, &targets);
+            let off = |a: &Tensor, exact: &Tensor| {
+                ((a.to_kind(Kind::Double) - exact).norm() / exact.norm()).double_value(&[])
+            };
+            assert!(off(&losses, &exact) <= 3. * off(&plain, &exact) + 1e-7, "{widths:?}");
+            assert!(off(&gradient, &exact_gradient) <= 3. * off(&plain_gradient, &exact_gradient) + 1e-7);
+            // A row does not depend on the stack.
+            let (_, alone) =
+                loss_and_gradient(&network, &theta.narrow(0, 1, 1), &x, &targets, Loss::MeanSquaredError)
+                    .unwrap();
+            assert_eq!(alone.get(0), gradient.get(1));
+        }
+    }
+
+    #[test]
+    fn leaves_to_libtorch_what_it_cannot_do() {
+        let network = Network::dense(&[1, 3, 1], &Layer::Relu).unwrap();
+        let stack = |kind| Tensor::ones([2, network.count()], (kind, Device::Cpu));
+        let x = Tensor::ones([5, 1], (Kind::Float, Device::Cpu));
+        let none = |theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss| {
+            loss_and_gradient(&network, theta, x, targets, loss).is_none()
+        };
+        let theta = stack(Kind::Float);
+        assert!(none(&stack(Kind::Double), &x, &x, Loss::MeanSquaredError));
+        assert!(none(&theta, &x, &x, Loss::CrossEntropy));
+        assert!(none(&theta, &x, &x.narrow(0, 0, 4), Loss::MeanSquaredError));
+        assert!(none(&theta, &x.unsqueeze(0), &x, Loss::MeanSquaredError));
+        let wide = Network::dense(&[1, 1000, 1], &Layer::Relu).unwrap();
+        assert!(layers(&wide).is_none() && layers(&Network::lenet()).is_none());
+    }
+
+    #[test]
+    fn nan_is_not_hidden() {
+        let network = Network::dense(&[1, 3, 1], &Layer::Relu).unwrap();
+        let theta = Tensor::full([1, network.count()], f64::NAN, (Kind::Float, Device::Cpu));
+        let x = Tensor::ones([5, 1], (Kind::Float, Device::Cpu));
+        if let Some((loss, gradient)) = loss_and_gradient(&network, &theta, &x, &x, Loss::MeanSquaredError) {
+            assert!(loss.double_value(&[0]).is_nan());
+            assert!(bool::try_from(gradient.isnan().any()).unwrap());
+        }
+    }
+}
