@@ -260,7 +260,7 @@ impl Network {
     }
 
     /// The largest activation of one example, in numbers.
-    pub(crate) fn widest(&self) -> i64 {
+    pub fn widest(&self) -> i64 {
         self.widest
     }
 
