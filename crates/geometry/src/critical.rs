@@ -23,6 +23,8 @@ use tch::{Device, Kind, Tensor};
 
 /// λ over the square of the largest eigenvalue: from where rounding of H drowns it, to steps of a thousandth of a step down.
 const DAMPING: std::ops::RangeInclusive<i32> = -26..=4;
+/// A step is at most this share of ‖θ‖.
+const REACH: f64 = 0.1;
 /// A search that takes this many steps …
 const PATIENCE: usize = 20;
 /// … to bring ‖g‖ down to no less than this share of what it was has stalled.
@@ -133,7 +135,11 @@ pub fn critical_point(
         let (losses, gradients) = self::gradients(network, &candidates, &examples, loss)?;
         let norms = gradients.f_norm_scalaropt_dim(2., [1i64].as_slice(), false)?;
         let norms: Vec<f64> = Vec::try_from(norms.f_to_device(Device::Cpu)?)?;
-        let Some((index, norm)) = first_minimum(here, &norms) else {
+        let lengths = steps.f_norm_scalaropt_dim(2., [1i64].as_slice(), false)?;
+        let lengths: Vec<f64> = Vec::try_from(lengths.f_to_device(Device::Cpu)?)?;
+        let reach = REACH * theta.f_norm()?.f_double_value(&[])?;
+        let within = lengths.iter().take_while(|length| **length <= reach).count();
+        let Some((index, norm)) = lowest(here, &norms[..within]) else {
             return end(theta, path, Ended::Stalled);
         };
         let next = candidates.f_select(0, index as i64)?;
@@ -148,18 +154,13 @@ pub fn critical_point(
     }
 }
 
-/// The first place where norms that are below `here` fall no further, and its norm. NaN is below nothing.
-fn first_minimum(here: f64, norms: &[f64]) -> Option<(usize, f64)> {
-    let mut lowest = None;
-    for (index, &norm) in norms.iter().enumerate() {
-        match lowest {
-            None if norm < here => lowest = Some((index, norm)),
-            Some((_, least)) if norm < least => lowest = Some((index, norm)),
-            Some(_) => break,
-            None => {}
-        }
-    }
-    lowest
+/// The lowest of the norms and its place, the first of equals, if it is below `here`. NaN is below nothing.
+fn lowest(here: f64, norms: &[f64]) -> Option<(usize, f64)> {
+    let start = (None, here);
+    let (index, norm) = norms.iter().enumerate().fold(start, |(least, most), (index, &norm)| {
+        if norm < most { (Some(index), norm) } else { (least, most) }
+    });
+    index.map(|index| (index, norm))
 }
 
 /// L `[M]` and g `[M, P]` of a stack of θ over all examples.
