@@ -25,6 +25,24 @@ pub enum DataError {
         /// The name given.
         found: String,
     },
+    /// Text that is no function of one variable.
+    #[error("`{found}` is no function of x: {reason}; an example is sin(3*x)+x^2")]
+    Function {
+        /// The text given.
+        found: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A function without a finite value where it is sampled.
+    #[error("the function {function} has no finite value at x = {x}: found {y}; sample it elsewhere")]
+    Pole {
+        /// The function.
+        function: String,
+        /// The first such place.
+        x: f64,
+        /// What came out there.
+        y: f64,
+    },
     /// The platform names no home, so there is no default data folder.
     #[error(
         "no default data folder is known, since there is no home directory: set FLATLAND_DATA to a folder"

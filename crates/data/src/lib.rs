@@ -22,6 +22,8 @@
 //! else the platform's ([`data_folder`]). Missing files are downloaded; `FLATLAND_MIRRORS` names mirrors of
 //! one's own.
 //!
+//! [`Function`] is a data set of another kind: a function of one variable, sampled.
+//!
 //! This crate does not know libtorch, run folders or progress bars ([`Progress`] is how a caller sees a
 //! download).
 
@@ -31,6 +33,7 @@ mod digits;
 mod download;
 mod error;
 mod folder;
+mod function;
 mod idx;
 mod image;
 mod load;
@@ -41,6 +44,7 @@ pub use corrupt::{corrupt_labels, gaussian_images, permutation, randomise_pixels
 pub use download::MIRRORS_VARIABLE;
 pub use error::DataError;
 pub use folder::{DATA_VARIABLE, data_folder};
+pub use function::Function;
 pub use image::{Size32, to_32, to_f32};
 pub use load::{DataSet, LoadOptions, Split, load};
 pub use name::DataSetName;

@@ -6,6 +6,7 @@
 mod command;
 mod curves;
 mod experiment;
+mod fitting;
 mod images;
 pub mod lab;
 mod parallel;
@@ -18,6 +19,7 @@ mod trial;
 pub mod capacity;
 pub mod classify;
 pub mod flatness;
+pub mod gradient_norm;
 pub mod random_labels;
 pub mod sensitivity;
 
@@ -26,6 +28,7 @@ pub use experiment::{Entry, Experiment, main};
 /// Every experiment, in the report's order.
 pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<classify::Classify>(),
+    Entry::of::<gradient_norm::GradientNorm>(),
     Entry::of::<random_labels::RandomLabels>(),
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),

@@ -3,7 +3,7 @@
 use crate::experiment::Experiment;
 use crate::run::Run;
 use flatland_record::{Colour, Series};
-use flatland_statistics::{Interval, LEVEL, mean_interval};
+use flatland_statistics::{Interval, LEVEL, mean_interval, quantile};
 
 /// `0.0123 [0.0110, 0.0137]`, the interval where there is one.
 pub fn number(interval: Interval, scale: f64, decimals: usize, unit: &str) -> String {
@@ -73,6 +73,20 @@ pub fn points(
     let ends = values.iter().map(|(_, interval)| interval.ends.unwrap_or((f64::NAN, f64::NAN)));
     let ends = ends.map(|(low, high)| (scale * low, scale * high)).collect();
     Series::scatter(name, colour, means).with_whiskers(ends)
+}
+
+/// A series of medians over x, with the quartiles as its band: for values that a mean would not describe.
+pub fn quartiles(
+    name: impl Into<String>,
+    colour: Colour,
+    values: impl IntoIterator<Item = (f64, Vec<f64>)>,
+) -> Series {
+    let of = |share: f64, values: &[f64]| quantile(values, share).unwrap_or(f64::NAN);
+    let (line, band) = values
+        .into_iter()
+        .map(|(x, values)| ((x, of(0.5, &values)), (x, of(0.25, &values), of(0.75, &values))))
+        .unzip();
+    Series::line(name, colour, line).with_band(band)
 }
 
 /// `(x, low, high)` of each interval that there is.

@@ -78,6 +78,19 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// The value below which a `share` (0 to 1) of the values lies, interpolated linearly between neighbours as NumPy does by
+/// default. `None` for no values, where one is NaN, or for a share outside [0, 1].
+pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
+    let sorted = sorted(values)?;
+    if sorted.is_empty() || !(0. ..=1.).contains(&share) {
+        return None;
+    }
+    let place = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    // Between two equal infinities, interpolation would give NaN.
+    Some(if low < high { low + (high - low) * place.fract() } else { low })
+}
+
 /// Interval of a median that holds for every distribution: the j-th smallest and the j-th largest value.
 ///
 /// j is the largest with 2 P(B < j) ≤ 1 - level, for B binomial with n trials of 1/2 (David and Nagaraja, *Order
@@ -119,14 +132,7 @@ pub fn bootstrap_interval(
             statistic(&sample)
         })
         .collect();
-    let found = sorted(&found)?;
-    let percentile = |share: f64| {
-        let place = share * (found.len() - 1) as f64;
-        let (low, high) = (found[place.floor() as usize], found[place.ceil() as usize]);
-        // Between two equal infinities, interpolation would give NaN.
-        if low < high { low + (high - low) * place.fract() } else { low }
-    };
-    Some((percentile((1. - level) / 2.), percentile(0.5 + level / 2.)))
+    Some((quantile(&found, (1. - level) / 2.)?, quantile(&found, 0.5 + level / 2.)?))
 }
 
 fn is_level(level: f64) -> bool {
@@ -154,6 +160,16 @@ mod tests {
         assert_relative_eq!(interval.mean, 1.26, max_relative = 1e-12);
         assert_relative_eq!(low, 0.714_515_086_830_053_9, max_relative = 1e-9);
         assert_relative_eq!(high, 1.805_484_913_169_946_6, max_relative = 1e-9);
+    }
+
+    #[test]
+    fn quantiles_are_numpys() {
+        // numpy.quantile([3, 1, 4, 1, 5, 9, 2, 6], [0, 0.25, 0.5, 0.9, 1])
+        let values = [3., 1., 4., 1., 5., 9., 2., 6.];
+        for (share, expected) in [(0., 1.), (0.25, 1.75), (0.5, 3.5), (0.9, 6.9), (1., 9.)] {
+            assert_relative_eq!(quantile(&values, share).unwrap(), expected, max_relative = 1e-12);
+        }
+        assert_eq!(quantile(&[], 0.5).or(quantile(&[f64::NAN], 0.5)).or(quantile(&[1.], 1.5)), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod similarity;
 
 pub use claim::{Claim, LEVEL, Outcome, Rule, Verdict};
 pub use interval::{
-    Interval, bootstrap_interval, geometric_mean_interval, mean_interval, median, median_interval,
+    Interval, bootstrap_interval, geometric_mean_interval, mean_interval, median, median_interval, quantile,
     share_interval,
 };
 pub use pca::{Pca, PcaError, Solver};

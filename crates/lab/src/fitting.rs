@@ -1,0 +1,457 @@
+//! Networks fitted to a sampled function, many at once: each row of a stack `[M, P]` is a run of its own, from its own seed.
+//!
+//! One step of 32 small networks costs little more than one of a single network. Stacks are cut into chunks of a fixed size, so
+//! that the numbers do not depend on the number of workers, and a finished chunk is kept for `--resume`.
+
+use crate::parallel::in_parallel;
+use crate::progress::Stage;
+use crate::run::{Numbers, Run};
+use crate::trial::describe;
+use anyhow::{Context, Result, ensure};
+use flatland_data::Function;
+use flatland_network::{
+    Examples, Layer, Loss, Network, Optimiser, OptimiserSettings, initialise_stacked, loss_and_gradient,
+};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// Where a function is sampled: `points` values of x from `from` on, `step` apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Grid {
+    pub from: f64,
+    pub step: f64,
+    pub points: usize,
+}
+
+impl Grid {
+    /// # Errors
+    /// One sentence, when it has no points, no extent, or surely too many points.
+    pub fn check(&self) -> Result<()> {
+        let Self { from, step, points } = *self;
+        ensure!((2..=1_000_000).contains(&points), "points must lie between 2 and 1,000,000, found {points}");
+        ensure!(from.is_finite(), "from must be finite, found {from}");
+        ensure!(step > 0. && step.is_finite(), "step must be above 0 and finite, found {step}");
+        Ok(())
+    }
+
+    /// Samples as inputs and targets `[points, 1]`.
+    ///
+    /// # Errors
+    /// Where the function has no finite value, or the device is full.
+    pub fn examples(&self, target: &Function, kind: Kind, device: Device) -> Result<Examples> {
+        let (x, y) = target.sample(self.from, self.step, self.points)?;
+        let column = |values: ndarray::Array2<f64>| -> Result<Tensor> {
+            let values = Tensor::f_from_slice(&values.into_raw_vec_and_offset().0)?;
+            Ok(values.f_view([-1, 1])?.f_to_kind(kind)?.f_to_device(device)?)
+        };
+        Ok(Examples::new(column(x)?, column(y)?)?)
+    }
+}
+
+/// A dense network of y over x, of these widths.
+///
+/// # Errors
+/// When it does not begin and end with 1, or a width is below 1.
+pub fn network(widths: &[i64], activation: &Layer) -> Result<Network> {
+    let fits = widths.len() > 1 && widths.first() == Some(&1) && widths.last() == Some(&1);
+    ensure!(fits, "a network from x to y has widths that begin and end with 1, found {widths:?}");
+    Ok(Network::dense(widths, activation)?)
+}
+
+/// When a row is done before its last epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub enum Stop {
+    /// Never.
+    Never,
+    /// The loss is under `below`, and each of its last two changes under `change`.
+    Settled {
+        /// Of the loss.
+        below: f64,
+        /// From epoch to epoch.
+        change: f64,
+    },
+    /// The 2-norm of the gradient of the loss, weight decay left out, is under this.
+    GradientBelow(f64),
+}
+
+/// One network fitted to one function from several seeds, with full batches and the mean squared error.
+#[derive(Debug)]
+pub struct Fit<'a> {
+    /// For messages.
+    pub name: String,
+    /// What is fitted.
+    pub network: &'a Network,
+    /// To what.
+    pub target: &'a Function,
+    /// Where it is sampled.
+    pub grid: Grid,
+    /// A row each.
+    pub seeds: &'a [u64],
+    /// Which model of a seed: its own initial weights.
+    pub stream: u32,
+    /// How θ moves.
+    pub optimiser: OptimiserSettings,
+    /// Steps, at most.
+    pub epochs: u32,
+    /// What ends a row earlier.
+    pub stop: Stop,
+    /// The loss is recorded every so many epochs.
+    pub every: u32,
+    /// Whether the gradient's norm by layer is recorded too.
+    pub gradients: bool,
+}
+
+/// What became of one seed.
+#[derive(Debug)]
+pub struct Fitted {
+    /// θ `[P]`, f32, on the CPU.
+    pub theta: Tensor,
+    /// Steps that led to it.
+    pub epochs: u32,
+    /// Mean squared error with it.
+    pub loss: f64,
+    /// 2-norm of the gradient of that error, weight decay left out.
+    pub gradient_norm: f64,
+    /// What was recorded on the way.
+    pub records: Vec<Record>,
+}
+
+/// Before a step: epoch 0 is the initial θ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Steps taken.
+    pub epoch: u32,
+    /// Mean squared error.
+    pub loss: f64,
+    /// 2-norm of its gradient with respect to each layer's weights and biases; empty where not asked for.
+    pub layers: Vec<f64>,
+}
+
+impl Record {
+    /// 2-norm of the whole gradient.
+    pub fn gradient_norm(&self) -> f64 {
+        self.layers.iter().map(|norm| norm * norm).sum::<f64>().sqrt()
+    }
+}
+
+/// Rows of a chunk on a CPU: from here on a row's time falls little more, and two workers still share the chunks evenly.
+const CPU_ROWS: usize = 32;
+/// On an accelerator launches are all the cost.
+const DEVICE_ROWS: usize = 1024;
+/// Between two looks at interruption, progress and whether all rows are done.
+const PAUSE: u32 = 100;
+
+/// Fits all, chunks side by side, the longest first; returns one [`Fitted`] a seed for each fit, in the order given.
+///
+/// # Errors
+/// When a function has no value on its grid, the device fails, or the user interrupts; finished chunks are kept.
+pub fn fit_all(run: &Run, fits: &[Fit]) -> Result<Vec<Vec<Fitted>>> {
+    let rows = if run.device.device == Device::Cpu { CPU_ROWS } else { DEVICE_ROWS };
+    let mut chunks: Vec<(usize, &[u64])> = fits
+        .iter()
+        .enumerate()
+        .flat_map(|(index, fit)| fit.seeds.chunks(rows).map(move |seeds| (index, seeds)))
+        .collect();
+    let steps = |&(index, seeds): &(usize, &[u64])| u64::from(fits[index].epochs) * seeds.len() as u64;
+    let stage = run.progress.stage("fitting", chunks.iter().map(steps).sum());
+    // Small networks cost by their layers, not by their parameters. The sort is stable: chunks of a fit stay in order.
+    let cost = |chunk: &(usize, &[u64])| steps(chunk) * fits[chunk.0].network.parameters().len() as u64;
+    chunks.sort_by_key(|chunk| std::cmp::Reverse(cost(chunk)));
+    let contexts = run.contexts(chunks.len(), || Ok(()))?;
+    let fitted = in_parallel(contexts, &chunks, |(), &(index, seeds)| fits[index].chunk(run, &stage, seeds))?;
+    let mut all: Vec<Vec<Fitted>> = fits.iter().map(|fit| Vec::with_capacity(fit.seeds.len())).collect();
+    for ((index, _), rows) in chunks.iter().zip(fitted) {
+        all[*index].extend(rows);
+    }
+    Ok(all)
+}
+
+impl Fit<'_> {
+    fn chunk(&self, run: &Run, stage: &Stage, seeds: &[u64]) -> Result<Vec<Fitted>> {
+        let content = serde_json::json!({
+            "network": describe(self.network),
+            "target": self.target,
+            "grid": self.grid,
+            "seeds": seeds,
+            "stream": self.stream,
+            "optimiser": self.optimiser,
+            "epochs": self.epochs,
+            "stop": self.stop,
+            "every": self.every,
+            "gradients": self.gradients,
+        });
+        let (count, mut shown) = (seeds.len() as u64, 0);
+        let train = || {
+            self.train(run.device.device, seeds, |epochs| {
+                run.check_interrupted()?;
+                stage.advance(u64::from(epochs - shown) * count, format!("{}: epoch {epochs}", self.name));
+                shown = epochs;
+                Ok(())
+            })
+        };
+        let numbers = run.kept(&content, train)?;
+        stage.skip(u64::from(self.epochs - shown) * count);
+        self.unpack(&numbers, seeds.len())
+    }
+
+    /// The recorded epochs.
+    fn recorded(&self) -> Vec<u32> {
+        (0..=self.epochs).step_by(self.every as usize).collect()
+    }
+
+    /// The loop. A row that is done goes on moving, but what counts is its θ at that moment, which is put aside: no row waits
+    /// for the host, and none touches another.
+    fn train(
+        &self,
+        device: Device,
+        seeds: &[u64],
+        mut pause: impl FnMut(u32) -> Result<()>,
+    ) -> Result<Numbers> {
+        let examples = self.grid.examples(self.target, Kind::Float, device)?;
+        let models: Vec<(u64, u32)> = seeds.iter().map(|&seed| (seed, self.stream)).collect();
+        let mut theta = initialise_stacked(self.network, &models, Kind::Float, device)?;
+        let mut optimiser = Optimiser::new(self.optimiser)?;
+        let (count, recorded) = (seeds.len() as i64, self.recorded().len() as i64);
+        let layers = layer_of_parameter(self.network, device)?;
+        let losses = Tensor::f_zeros([recorded, count], (Kind::Float, device))?;
+        let kept_layers = if self.gradients { recorded } else { 0 };
+        let squares = Tensor::f_zeros([kept_layers, count, layers.size()[1]], (Kind::Float, device))?;
+
+        let mut end = theta.f_detach_copy()?;
+        let mut epochs = Tensor::f_full([count], f64::from(self.epochs), (Kind::Double, device))?;
+        let mut done = Tensor::f_zeros([count], (Kind::Bool, device))?;
+        let mut before: [Option<Tensor>; 2] = [None, None];
+        for epoch in 0..=self.epochs {
+            let batch = loss_and_gradient(
+                self.network,
+                &theta,
+                &examples.inputs,
+                &examples.targets,
+                Loss::MeanSquaredError,
+            )?;
+            let row = i64::from(epoch / self.every);
+            if epoch % self.every == 0 {
+                losses.f_select(0, row)?.f_copy_(&batch.loss)?;
+                if self.gradients {
+                    squares.f_select(0, row)?.f_copy_(&batch.gradient.f_square()?.f_matmul(&layers)?)?;
+                }
+            }
+            let over = if epoch == self.epochs {
+                Some(done.f_logical_not()?)
+            } else {
+                let stops = self.stops(&batch.loss, &batch.gradient, &before)?;
+                stops.map(|now| now.f_logical_and(&done.f_logical_not()?)).transpose()?
+            };
+            if let Some(now) = over {
+                end = theta.f_where_self(&now.f_unsqueeze(1)?, &end)?;
+                let at = Tensor::f_full([count], f64::from(epoch), (Kind::Double, device))?;
+                epochs = at.f_where_self(&now, &epochs)?;
+                done = done.f_logical_or(&now)?;
+            }
+            before = [Some(batch.loss), before[0].take()];
+            if epoch % PAUSE == PAUSE - 1 {
+                pause(epoch + 1)?;
+                if !matches!(self.stop, Stop::Never) && done.f_all()?.f_int64_value(&[])? != 0 {
+                    break;
+                }
+            }
+            if epoch < self.epochs {
+                optimiser.step(&mut theta, batch.gradient)?;
+            }
+        }
+        let last = loss_and_gradient(
+            self.network,
+            &end,
+            &examples.inputs,
+            &examples.targets,
+            Loss::MeanSquaredError,
+        )?;
+        let norms =
+            last.gradient.f_to_kind(Kind::Double)?.f_norm_scalaropt_dim(2., [1i64].as_slice(), false)?;
+        let all = [
+            ("theta", end),
+            ("epochs", epochs),
+            ("loss", last.loss.f_to_kind(Kind::Double)?),
+            ("gradient_norm", norms),
+            ("losses", losses),
+            ("squares", squares),
+        ];
+        Ok(all.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.to_device(Device::Cpu))).collect())
+    }
+
+    /// Which rows are done, a Boolean `[M]`; `before` holds the losses of the last and the last but one epoch.
+    fn stops(
+        &self,
+        loss: &Tensor,
+        gradient: &Tensor,
+        before: &[Option<Tensor>; 2],
+    ) -> Result<Option<Tensor>> {
+        Ok(match self.stop {
+            Stop::Never => None,
+            Stop::GradientBelow(bound) => {
+                Some(gradient.f_norm_scalaropt_dim(2., [1i64].as_slice(), false)?.f_lt(bound)?)
+            }
+            Stop::Settled { below, change } => Some(match before {
+                [Some(last), Some(earlier)] => {
+                    let small =
+                        |a: &Tensor, b: &Tensor| -> Result<Tensor> { Ok(a.f_sub(b)?.f_abs()?.f_lt(change)?) };
+                    let changes = small(loss, last)?.f_logical_and(&small(last, earlier)?)?;
+                    loss.f_lt(below)?.f_logical_and(&changes)?
+                }
+                _ => loss.f_zeros_like()?.f_to_kind(Kind::Bool)?,
+            }),
+        })
+    }
+
+    fn unpack(&self, numbers: &Numbers, count: usize) -> Result<Vec<Fitted>> {
+        let find = |name: &str| {
+            numbers.get(name).with_context(|| format!("the kept numbers of {} lack {name}", self.name))
+        };
+        let values = |name: &str| -> Result<Vec<f64>> {
+            let flat = find(name)?.f_to_kind(Kind::Double)?.f_contiguous()?.f_view([-1])?;
+            Ok(Vec::<f64>::try_from(&flat)?)
+        };
+        let (epochs, loss, norms) = (values("epochs")?, values("loss")?, values("gradient_norm")?);
+        let (losses, squares, theta) = (values("losses")?, values("squares")?, find("theta")?);
+        let (recorded, layers) = (self.recorded(), self.network.parameters().len() / 2);
+        let fits = epochs.len() == count && losses.len() == count * recorded.len();
+        ensure!(fits, "the kept numbers of {} are those of another run", self.name);
+        (0..count)
+            .map(|row| {
+                let records =
+                    recorded.iter().enumerate().filter(|(_, epoch)| f64::from(**epoch) <= epochs[row]);
+                let record = |(index, &epoch): (usize, &u32)| {
+                    let at = index * count + row;
+                    let of_layers = squares.get(at * layers..(at + 1) * layers).unwrap_or(&[]);
+                    Record { epoch, loss: losses[at], layers: of_layers.iter().map(|s| s.sqrt()).collect() }
+                };
+                Ok(Fitted {
+                    theta: theta.f_get(row as i64)?,
+                    epochs: epochs[row] as u32,
+                    loss: loss[row],
+                    gradient_norm: norms[row],
+                    records: records.map(record).collect(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// `[P, L]`: 1 where a parameter belongs to a layer. Squares of a gradient times this are summed by layer.
+fn layer_of_parameter(network: &Network, device: Device) -> Result<Tensor> {
+    let layers = network.parameters().len() as i64 / 2;
+    let of = Tensor::f_zeros([network.count(), layers], (Kind::Float, Device::Cpu))?;
+    for (index, parameter) in network.parameters().iter().enumerate() {
+        // Each layer has a weight and a bias.
+        let mut part = of.f_narrow(0, parameter.offset, parameter.count())?.f_select(1, index as i64 / 2)?;
+        let _ = part.f_fill_(1.)?;
+    }
+    Ok(of.f_to_device(device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flatland_network::evaluate;
+
+    const SEEDS: [u64; 3] = [4, 5, 6];
+
+    fn fit<'a>(network: &'a Network, target: &'a Function, epochs: u32, stop: Stop) -> Fit<'a> {
+        Fit {
+            name: "test".into(),
+            network,
+            target,
+            grid: Grid { from: -1., step: 0.1, points: 21 },
+            seeds: &SEEDS,
+            stream: 7,
+            optimiser: OptimiserSettings::Adam { lr: 1e-2, weight_decay: 1e-3 },
+            epochs,
+            stop,
+            every: 1,
+            gradients: true,
+        }
+    }
+
+    fn fitted(fit: &Fit, seeds: &[u64]) -> Vec<Fitted> {
+        fit.unpack(&fit.train(Device::Cpu, seeds, |_| Ok(())).unwrap(), seeds.len()).unwrap()
+    }
+
+    fn small() -> Network {
+        network(&[1, 6, 5, 1], &Layer::LeakyRelu).unwrap()
+    }
+
+    #[test]
+    fn a_row_of_a_stack_is_the_run_of_its_seed() {
+        let (network, target) = (small(), "sin(3*x)".parse().unwrap());
+        let fit = fit(&network, &target, 150, Stop::Never);
+        let together = fitted(&fit, &SEEDS);
+        for (seed, row) in SEEDS.iter().zip(&together) {
+            let alone = fitted(&fit, &[*seed]).remove(0);
+            assert_eq!((row.epochs, row.records.len()), (150, 151));
+            for (a, b) in row.records.iter().zip(&alone.records) {
+                assert!((a.loss - b.loss).abs() < 1e-4 * b.loss, "{} {}", a.loss, b.loss);
+            }
+            assert!(row.loss < row.records[0].loss);
+            // Two ways to the same number.
+            assert!((row.loss - row.records[150].loss).abs() < 1e-9);
+            assert!((row.gradient_norm - row.records[150].gradient_norm()).abs() < 1e-5 * row.gradient_norm);
+            let examples = fit.grid.examples(&target, Kind::Float, Device::Cpu).unwrap();
+            let evaluated = evaluate(&network, &row.theta, &examples, Loss::MeanSquaredError).unwrap();
+            assert!((evaluated.loss - row.loss).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn layers_norms_are_those_of_their_parts_of_the_gradient() {
+        let (network, target) = (small(), "x^2".parse().unwrap());
+        let fit = fit(&network, &target, 1, Stop::Never);
+        let row = fitted(&fit, &SEEDS).remove(1);
+        let examples = fit.grid.examples(&target, Kind::Float, Device::Cpu).unwrap();
+        let theta = flatland_network::initialise(&network, 5, 7, Kind::Float, Device::Cpu).unwrap();
+        let gradient =
+            loss_and_gradient(&network, &theta, &examples.inputs, &examples.targets, Loss::MeanSquaredError)
+                .unwrap()
+                .gradient;
+        let mut offset = 0;
+        for (layer, size) in [12, 35, 6].into_iter().enumerate() {
+            let norm = gradient.narrow(0, offset, size).norm().double_value(&[]);
+            assert!((row.records[0].layers[layer] - norm).abs() < 1e-5 * norm);
+            offset += size;
+        }
+    }
+
+    #[test]
+    fn a_row_ends_at_the_first_epoch_at_which_its_rule_holds() {
+        let (network, target) = (small(), "sin(3*x)".parse().unwrap());
+        let free = fitted(&fit(&network, &target, 250, Stop::Never), &SEEDS);
+        let first = |holds: &dyn Fn(&[Record]) -> bool, row: &Fitted| {
+            (0..250).find(|&epoch| holds(&row.records[..=epoch])).unwrap_or(250) as u32
+        };
+        // Bounds that some rows reach and some do not.
+        let mut norms: Vec<f64> = free
+            .iter()
+            .map(|row| row.records[..250].iter().map(Record::gradient_norm).fold(f64::INFINITY, f64::min))
+            .collect();
+        norms.sort_by(f64::total_cmp);
+        let bound = f64::midpoint(norms[1], norms[2]);
+        let by_norm = fitted(&fit(&network, &target, 250, Stop::GradientBelow(bound)), &SEEDS);
+        let (below, change) = (free[0].records[200].loss, 1e-3);
+        let settled = fitted(&fit(&network, &target, 250, Stop::Settled { below, change }), &SEEDS);
+        for (row, free) in by_norm.iter().zip(&free) {
+            assert_eq!(row.epochs, first(&|seen| seen[seen.len() - 1].gradient_norm() < bound, free));
+            assert_eq!(row.records, free.records[..=row.epochs as usize]);
+        }
+        assert_eq!(by_norm.iter().filter(|row| row.epochs < 250).count(), 2);
+        for (row, free) in settled.iter().zip(&free) {
+            let holds = |seen: &[Record]| {
+                let [.., a, b, c] = seen else { return false };
+                c.loss < below && (b.loss - c.loss).abs() < change && (a.loss - b.loss).abs() < change
+            };
+            assert_eq!(row.epochs, first(&holds, free));
+            assert!((row.loss - free.records[row.epochs as usize].loss).abs() < 1e-9);
+        }
+        assert!(settled.iter().any(|row| row.epochs < 250));
+    }
+}
