@@ -8,8 +8,8 @@
 //!
 //! which is Newton's step at λ → 0 and a short step down `½ ‖g‖²` at λ → ∞. Since the eigenvectors give δ for any λ at the price of a
 //! product, and a stack gives the gradients of many θ at once, λ is not adapted from step to step: a whole grid of them
-//! is tried, and the first minimum of ‖g‖ on the way from short steps to long ones is taken, if it lies below ‖g‖ here. Longer steps often
-//! have a smaller ‖g‖ still, but leap to another part of the landscape.
+//! is tried, and the step that leaves the smallest ‖g‖ is taken, if that is smaller than before. Steps longer than a tenth of ‖θ‖ are left
+//! out: they often have a small ‖g‖ too, but leap to another part of the landscape.
 //!
 //! It need not succeed. Where g lies in the kernel of H, ‖g‖ has a minimum that is not 0, a *gradient-flat* point (Frye et al. 2021,
 //! "Critical point-finding methods reveal gradient-flat regions of deep network losses", *Neural Computation* 33; they found such points where others had
@@ -157,9 +157,13 @@ pub fn critical_point(
 /// The lowest of the norms and its place, the first of equals, if it is below `here`. NaN is below nothing.
 fn lowest(here: f64, norms: &[f64]) -> Option<(usize, f64)> {
     let start = (None, here);
-    let (index, norm) = norms.iter().enumerate().fold(start, |(least, most), (index, &norm)| {
-        if norm < most { (Some(index), norm) } else { (least, most) }
-    });
+    let (index, norm) =
+        norms.iter().enumerate().fold(
+            start,
+            |(least, most), (index, &norm)| {
+                if norm < most { (Some(index), norm) } else { (least, most) }
+            },
+        );
     index.map(|index| (index, norm))
 }
 
@@ -199,16 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_first_minimum_and_no_rise() {
+    fn takes_the_lowest_norm_and_no_rise() {
         let nan = f64::NAN;
         for (norms, expected) in [
-            (vec![0.9, 0.5, 0.6, 0.1], Some((1, 0.5))),
-            (vec![1.1, 1., 0.9, 0.8], Some((3, 0.8))),
-            (vec![0.9, nan, 0.1], Some((0, 0.9))),
-            (vec![nan, 0.9, 0.9], Some((1, 0.9))),
+            (vec![0.9, 0.5, 0.6, 0.1], Some((3, 0.1))),
+            (vec![nan, 0.9, 0.9, 1.1], Some((1, 0.9))),
             (vec![1., 2., nan], None),
+            (vec![], None),
         ] {
-            assert_eq!(first_minimum(1., &norms), expected, "{norms:?}");
+            assert_eq!(lowest(1., &norms), expected, "{norms:?}");
         }
     }
 

@@ -20,6 +20,7 @@ pub mod capacity;
 pub mod classify;
 pub mod flatness;
 pub mod gradient_norm;
+pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
 
@@ -29,6 +30,7 @@ pub use experiment::{Entry, Experiment, main};
 pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<classify::Classify>(),
     Entry::of::<gradient_norm::GradientNorm>(),
+    Entry::of::<minimal_ratio::MinimalRatio>(),
     Entry::of::<random_labels::RandomLabels>(),
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),
