@@ -222,7 +222,7 @@ mod tests {
         let x = Tensor::arange(24, (Kind::Double, Device::Cpu)).sin().view([12, 2]);
         let y = x.matmul(&tensor(&[2., -1.]).unsqueeze(1)) + 0.5;
         let examples = Examples::new(x, y).unwrap();
-        let theta = tensor(&[0.1, 0.2, 0.3]);
+        let theta = tensor(&[1.9, -0.95, 0.6]);
         let found = critical_point(&network, &theta, &examples, Loss::MeanSquaredError, SETTINGS).unwrap();
         assert_eq!((found.ended, found.path.len()), (Ended::Reached, 2));
         assert!((&found.theta - tensor(&[2., -1., 0.5])).norm().double_value(&[]) < 1e-12);
