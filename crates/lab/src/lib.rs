@@ -24,7 +24,7 @@ pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
 
-pub use experiment::{Entry, Experiment, main};
+pub use experiment::{Ending, Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
 pub const EXPERIMENTS: &[Entry] = &[
