@@ -65,7 +65,7 @@ fn a_small_run_has_every_row_whatever_the_number_of_workers() {
         assert!(values.is_sorted());
         let (lowest, highest) = (of("lowest_eigenvalue"), of("highest_eigenvalue"));
         assert_eq!((values[0].to_bits(), values[16].to_bits()), (lowest.to_bits(), highest.to_bits()));
-        let bound = 1e-6 * highest.abs().max(lowest.abs());
+        let bound = 1e-12 * highest.abs().max(lowest.abs());
         let share = |bound: f64| values.iter().filter(|&&value| value > bound).count() as f64 / 17.;
         assert!((of("minimal_ratio_plain") - share(0.)).abs() < 1e-12);
         assert!((of("minimal_ratio") - share(bound)).abs() < 1e-12);

@@ -167,13 +167,13 @@ impl Experiment for MinimalRatio {
     const ABOUT: &'static str = "Are the points at which the gradient is almost zero minima or saddles? Eigenvalues of the exact \
         Hessian where training ends, and at critical points found from there, against the loss.";
     const EXAMPLES: &'static str = "Examples:
-  minimal-ratio --preset quick                  a few seconds
+  minimal-ratio --preset quick                  some ten seconds
   minimal-ratio                                 the report's settings, 100 runs, then a search from each
   minimal-ratio --set activation=tanh           a smooth loss, without kinks that hold the search up
   minimal-ratio --set critical.steps=0          only where training ends, as in the notebook
-  minimal-ratio --set tolerance=1e-9            what counts as a zero eigenvalue
+  minimal-ratio --set tolerance=1e-6            what counts as a zero eigenvalue
   minimal-ratio --resume                        after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 300.), ("quick", 5.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 120.), ("quick", 10.)];
     const PRESETS: &'static str = include_str!("../../../configs/minimal-ratio.toml");
     type Settings = Settings;
 
