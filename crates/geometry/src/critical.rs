@@ -11,7 +11,7 @@
 //! is tried, and the step that leaves the smallest ‖g‖ is taken, if that is smaller than before. Steps longer than a tenth of ‖θ‖ are left
 //! out: they often have a small ‖g‖ too, but leap to another part of the landscape.
 //!
-//! It need not succeed. Where g lies in the kernel of H, ‖g‖ has a minimum that is not 0, a *gradient-flat* point (Frye et al. 2021,
+//! It need not succeed. Where g lies in the kernel of H, ‖g‖ can have a minimum that is not 0, a *gradient-flat* point (Frye et al. 2021,
 //! "Critical point-finding methods reveal gradient-flat regions of deep network losses", *Neural Computation* 33; they found such points where others had
 //! reported critical ones). And g jumps where a unit of a piecewise linear network switches for some example: the
 //! search can come to rest at such a kink. [`CriticalPoint::ended`] and [`CriticalPoint::curvature_along_gradient`] say what was found.
@@ -21,7 +21,7 @@ use flatland_network::{Examples, Loss, Network, loss_and_gradient};
 use std::fmt;
 use tch::{Device, Kind, Tensor};
 
-/// λ over the square of the largest eigenvalue: from where rounding of H drowns it, to steps of a thousandth of a step down.
+/// λ over the square of the largest eigenvalue: from where rounding of H drowns it, to steps of a ten-thousandth of `g / Λ`.
 const DAMPING: std::ops::RangeInclusive<i32> = -26..=4;
 /// A step is at most this share of ‖θ‖.
 const REACH: f64 = 0.1;
