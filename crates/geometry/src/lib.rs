@@ -1,8 +1,12 @@
 //! What the loss looks like around θ, or between two of them, and how strongly it reacts to the input.
 
+mod critical;
+mod hessian;
 mod line;
 mod sensitivity;
 
+pub use critical::{CriticalPoint, CriticalSettings, Ended, Step, critical_point};
+pub use hessian::{HessianError, eigenvalues, hessian};
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
 pub use sensitivity::{
     JacobianNorms, frobenius_of_mean, input_gradient_norms, jacobian_norms, parameter_gradient_norm,

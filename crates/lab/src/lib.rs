@@ -20,6 +20,7 @@ pub mod capacity;
 pub mod classify;
 pub mod flatness;
 pub mod gradient_norm;
+pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
 pub mod trajectory;
@@ -31,6 +32,7 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<classify::Classify>(),
     Entry::of::<trajectory::Trajectory>(),
     Entry::of::<gradient_norm::GradientNorm>(),
+    Entry::of::<minimal_ratio::MinimalRatio>(),
     Entry::of::<random_labels::RandomLabels>(),
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),

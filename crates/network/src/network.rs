@@ -31,6 +31,8 @@ pub enum Layer {
     Relu,
     /// `x` where x > 0, `0.01 x` elsewhere: PyTorch's default slope, the only one that tch binds.
     LeakyRelu,
+    /// `tanh x`: smooth, so that the loss has all derivatives everywhere.
+    Tanh,
 }
 
 /// Where a weight or bias lies in θ.
@@ -77,6 +79,7 @@ pub(crate) enum Step {
     },
     Relu,
     LeakyRelu,
+    Tanh,
 }
 
 /// A feed-forward network: a checked list of layers and the place of each weight in θ. It holds no weights.
@@ -169,6 +172,7 @@ impl Network {
                 }
                 Layer::Relu => steps.push(Step::Relu),
                 Layer::LeakyRelu => steps.push(Step::LeakyRelu),
+                Layer::Tanh => steps.push(Step::Tanh),
             }
             widest = widest.max(shape.iter().product());
         }
@@ -260,7 +264,7 @@ impl Network {
     }
 
     /// The largest activation of one example, in numbers.
-    pub(crate) fn widest(&self) -> i64 {
+    pub fn widest(&self) -> i64 {
         self.widest
     }
 
@@ -422,6 +426,7 @@ pub(crate) fn apply(step: Step, x: &Tensor, parameters: &[Tensor], fused: bool) 
         }
         Step::Relu => x.f_relu()?,
         Step::LeakyRelu => x.f_leaky_relu()?,
+        Step::Tanh => x.f_tanh()?,
     })
 }
 
@@ -453,6 +458,7 @@ mod tests {
             Network::new("padded", &[2, 15, 13], &padded).unwrap(),
             Network::new("pixels", &[2, 6, 7], &pixels).unwrap(),
             Network::dense(&[5, 4, 3], &Layer::LeakyRelu).unwrap(),
+            Network::dense(&[5, 4, 3], &Layer::Tanh).unwrap(),
         ] {
             let seeds = [(0, 0), (0, 1), (1, 0)];
             let theta = initialise_stacked(&network, &seeds, Kind::Double, Device::Cpu).unwrap();

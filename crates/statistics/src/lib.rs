@@ -16,5 +16,5 @@ pub use interval::{
     share_interval,
 };
 pub use pca::{Pca, PcaError, Solver};
-pub use rank::rank_correlation;
+pub use rank::{rank_correlation, rank_products};
 pub use similarity::{cosine, cosines, distance, distances};
