@@ -22,11 +22,13 @@ pub mod flatness;
 pub mod gradient_norm;
 pub mod random_labels;
 pub mod sensitivity;
+pub mod simulate;
 
 pub use experiment::{Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
 pub const EXPERIMENTS: &[Entry] = &[
+    Entry::of::<simulate::Simulate>(),
     Entry::of::<classify::Classify>(),
     Entry::of::<gradient_norm::GradientNorm>(),
     Entry::of::<random_labels::RandomLabels>(),
