@@ -582,8 +582,9 @@ const CLAIMS: [Claim; 11] = [
         rule: Rule::ShareAbove(0.5),
     },
     Claim {
-        id: "sinc-model-3-mean",
-        statement: "On sinc(5πx), model 3 (the deepest) predicts the mean, stuck at the variance 0.0613, from more than half of the seeds",
+        id: "sinc-model-3-mean", // The notebook's too.
+        statement: "On sinc(5πx), model 3 (the deepest) predicts the mean, stuck at the variance 0.0613, from more than \
+            half of the seeds",
         source: "report",
         statistic: "1 if the trained network is dead",
         rule: Rule::ShareAbove(0.5),
@@ -779,7 +780,7 @@ mod tests {
         // 500 starts scatter by 0.017.
         let share = dead(&[1, 1, 190, 1]);
         assert!((share - 0.1672).abs() < 0.05, "{share}");
-        assert_eq!(dead(&[1, 20, 1]), 0.);
+        assert!(dead(&[1, 20, 1]) < 0.001, "twenty units in parallel are never all off");
     }
 
     #[test]
@@ -805,8 +806,7 @@ mod tests {
         assert_eq!(found, [Some(3.), Some(2.), None, Some(1.), Some(1.), Some(1.)]);
     }
 
-    /// Eight seeds of each network on each target: the final loss of each, the losses after 5,000 and 5,500 epochs, how many are
-    /// dead.
+    /// Eight seeds of each network on each target: the final losses, the loss after 5,000 and 5,500 epochs, how many are dead.
     fn verdicts(
         settings: &Settings,
         of: impl Fn(&str, &str) -> ([f64; 8], f64, usize),
@@ -849,20 +849,17 @@ mod tests {
         // Half better, half worse, whatever the size.
         let mixed = [0.05, 0.06, 0.06, 0.06, 0.3, 0.3, 0.3, 0.3];
         let paper = settings(&[]);
-        let of =
-            |target: &str, net: &str| match (target, MODELS[0].iter().position(|name| *name == net).unwrap())
-            {
-                (SINC, 0) => (low, 1., 0),
-                (SINC, 1) => (high, 1., 8),
-                (SINC, 2) => (high, 1., 4),
-                (SINE, 0) => (low, 1., 0),
-                (SINE, 1) => (mixed, 1., 0),
-                (SINE, 2) => (high, 1., 0),
-                (STEPS, 0) => (low, 1., 0),
-                (STEPS, 1) => (high, 1., 0),
-                (STEPS, 2) => (mixed, 1., 8),
-                other => panic!("{other:?}"),
-            };
+        // By target and model: the final losses, and how many are dead.
+        let found = [
+            [(low, 0), (high, 8), (high, 4)],
+            [(low, 0), (mixed, 0), (high, 0)],
+            [(low, 0), (high, 0), (mixed, 8)],
+        ];
+        let of = |target: &str, net: &str| {
+            let place = |names: [&str; 3], name: &str| names.iter().position(|n| *n == name).unwrap();
+            let (losses, dead) = found[place([SINC, SINE, STEPS], target)][place(MODELS[0], net)];
+            (losses, 1., dead)
+        };
         let expected = [
             ("sinc-model-1-best", Supported),
             ("sinc-model-2-mean", Supported),
