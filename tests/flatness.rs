@@ -88,6 +88,7 @@ fn every_file_of_a_run_is_there() {
         "interpolation.svg",
         "interpolation_mean.csv",
         "manifest.json",
+        "report.html",
         "settings.toml",
         "training.csv",
         "training.png",

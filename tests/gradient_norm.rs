@@ -37,7 +37,7 @@ fn a_small_run_has_every_row_whatever_the_number_of_workers() {
         // The whole norm is that of its parts.
         let parts = columns.iter().map(|column| number(row, column).powi(2)).sum::<f64>().sqrt();
         let whole = number(row, "gradient_norm");
-        assert!((parts - whole).abs() <= 1e-9 * whole, "{row:?}");
+        assert!((parts - whole).abs() <= 1e-6 * whole, "{row:?}");
     }
     // Seeds differ, and each learns.
     let at = |seed: &str, epoch: &str| {

@@ -220,6 +220,7 @@ impl Settings {
             batch,
             epochs,
             stop_at: None,
+            snapshots: false,
         };
         let seeds = Capacity::seeds(self).into_iter();
         seeds.flat_map(|seed| (0..networks.len()).map(move |index| trial(seed, index))).collect()

@@ -156,6 +156,7 @@ impl Settings {
             batch: self.batch,
             epochs: self.epochs,
             stop_at: None,
+            snapshots: false,
         };
         let models = self.models.iter().enumerate();
         models.flat_map(|(index, model)| seeds.iter().map(move |&seed| trial(index, model, seed))).collect()
@@ -390,6 +391,7 @@ mod tests {
         let row = |epoch| EpochRow { epoch, train: at(epoch_5), test: at(test), seconds: 1. };
         Trained {
             theta: tch::Tensor::new(),
+            snapshots: None,
             curve: (1..=5).map(row).collect(),
             end: Both { train: at(epoch_5), test: at(test) },
         }

@@ -8,11 +8,12 @@ use crate::summary::short;
 use anyhow::{Context, Result, ensure};
 use flatland_network::allocator;
 use flatland_network::device::{ChosenDevice, DeviceChoice, choose};
-use flatland_record::{DeviceRecord, MANIFEST_FILE, Manifest, RunFolder, Status};
+use flatland_record::{DeviceRecord, MANIFEST_FILE, Manifest, NumbersRecord, RunFolder, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -76,8 +77,17 @@ pub struct Entry {
     pub flags: &'static [Flag],
     /// Its command line.
     pub command: fn() -> clap::Command,
-    /// Runs it; returns the exit code.
-    pub run: fn(&Arguments) -> u8,
+    /// Runs it.
+    pub run: fn(&Arguments) -> Ending,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// The exit code.
+    pub code: u8,
+    /// The run's folder, where there is one.
+    pub folder: Option<PathBuf>,
 }
 
 impl Entry {
@@ -107,19 +117,22 @@ pub fn main<E: Experiment>() -> ExitCode {
     allocator::keep_large_blocks();
     let command = command::<E>().bin_name(E::NAME);
     match Arguments::read(&command.get_matches(), E::FLAGS) {
-        Ok(arguments) => ExitCode::from(run::<E>(&arguments)),
+        Ok(arguments) => ExitCode::from(run::<E>(&arguments).code),
         Err(error) => error.exit(),
     }
 }
 
 /// From a command line to an exit code.
-fn run<E: Experiment>(arguments: &Arguments) -> u8 {
+fn run<E: Experiment>(arguments: &Arguments) -> Ending {
     match prepare::<E>(arguments) {
-        Ok(None) => OK,
-        Ok(Some((settings, run))) => execute::<E>(&settings, &run),
+        Ok(None) => Ending { code: OK, folder: None },
+        Ok(Some((settings, run))) => {
+            let code = execute::<E>(&settings, &run);
+            Ending { code, folder: Some(run.folder.path().to_path_buf()) }
+        }
         Err((error, code)) => {
             complain(&error);
-            code
+            Ending { code, folder: None }
         }
     }
 }
@@ -255,6 +268,7 @@ fn new_manifest<E: Experiment>(
     let changed = arguments.config.is_some() || !arguments.set.is_empty();
     let preset = format!("{}{}", arguments.preset, if changed { ", changed" } else { "" });
     let mut manifest = Manifest::new(E::NAME, &preset, serde_json::to_value(settings)?);
+    manifest.question = Some(E::ABOUT.to_owned());
     manifest.seeds = E::seeds(settings);
     manifest.device = DeviceRecord {
         requested: arguments.device.clone(),
@@ -283,7 +297,11 @@ fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
         Err(_) => (Status::Failed, FAILED),
     };
     let message = result.as_ref().err().map(|error| format!("{error:#}"));
-    let closed = run.close(status, message, code, start.elapsed().as_secs_f64());
+    let numbers = result.as_ref().ok().map(numbers_record);
+    let closed = run.close(status, message, code, start.elapsed().as_secs_f64(), numbers);
+    if closed.is_ok() {
+        run.write_page();
+    }
     let closed = match result {
         Ok(numbers) => {
             closed.and_then(|()| print(&format!("{numbers}\n{}{}\n", verdicts(run), closing_table(run))))
@@ -299,6 +317,15 @@ fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
             complain(&error);
             FAILED
         }
+    }
+}
+
+/// The table of the main numbers, for the manifest.
+fn numbers_record(table: &comfy_table::Table) -> NumbersRecord {
+    let cells = |row: &comfy_table::Row| row.cell_iter().map(comfy_table::Cell::content).collect();
+    NumbersRecord {
+        header: table.header().map(cells).unwrap_or_default(),
+        rows: table.row_iter().map(cells).collect(),
     }
 }
 
@@ -339,8 +366,8 @@ pub(crate) fn wrapped_table() -> comfy_table::Table {
 fn closing_table(run: &Run) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
-    for (file, what) in run.written.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        table.add_row([file.as_str(), what]);
+    for (files, what) in run.written.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        table.add_row([&files.join(", "), what]);
     }
     table.add_row([MANIFEST_FILE, "settings, seeds, data, versions, checksums of the files"]);
     table.add_row([format!("in {}", run.folder.path().display())]);

@@ -219,6 +219,7 @@ impl Settings {
             batch: minimum.batch,
             epochs: self.epochs,
             stop_at: None,
+            snapshots: false,
         };
         minima.iter().map(trial).collect()
     }

@@ -50,25 +50,25 @@ struct Spike {
 }
 
 impl SpikeSettings {
-    /// The spikes of the norms of successive epochs, in order. Nearer to an end than half the window nothing is judged: the fall
-    /// from the initial weights is no spike.
+    /// The spikes of the norms of successive epochs, in order: those above the bound less than half a window apart are one, its
+    /// highest epoch counts. Nearer to an end than half the window nothing is judged: the fall from the initial weights is no
+    /// spike.
     fn find(&self, norms: &[f64]) -> Vec<Spike> {
         let half = self.window / 2;
         let mut spikes: Vec<Spike> = Vec::new();
-        let mut inside = false;
+        let mut last_above = None;
         for epoch in half..norms.len().saturating_sub(half) {
             let norm = norms[epoch];
-            let above =
-                median(&norms[epoch - half..=epoch + half]).filter(|median| norm > self.factor * median);
-            if let Some(median) = above {
-                let spike = Spike { epoch, norm, median };
-                match spikes.last_mut() {
-                    Some(last) if inside && last.norm >= norm => {}
-                    Some(last) if inside => *last = spike,
-                    _ => spikes.push(spike),
-                }
+            let around = median(&norms[epoch - half..=epoch + half]);
+            let Some(median) = around.filter(|median| norm > self.factor * median) else { continue };
+            let spike = Spike { epoch, norm, median };
+            let near = last_above.is_some_and(|last| epoch - last < half);
+            match spikes.last_mut() {
+                Some(last) if near && last.norm >= norm => {}
+                Some(last) if near => *last = spike,
+                _ => spikes.push(spike),
             }
-            inside = above.is_some();
+            last_above = Some(epoch);
         }
         spikes
     }
@@ -173,6 +173,7 @@ impl Settings {
     }
 }
 
+/// The networks compute in f32: more digits would say nothing.
 fn gradient_table(network: &Network, courses: &[Course]) -> Result<Table> {
     let layers: Vec<String> =
         (1..=network.parameters().len() / 2).map(|layer| format!("gradient_norm_layer_{layer}")).collect();
@@ -181,8 +182,8 @@ fn gradient_table(network: &Network, courses: &[Course]) -> Result<Table> {
     let mut table = Table::new(&columns);
     for course in courses {
         for (record, &norm) in course.records.iter().zip(&course.norms) {
-            let whole = cells![course.seed, record.epoch, record.loss, norm];
-            table.row(whole.into_iter().chain(record.layers.iter().map(|&norm| Cell::from(norm))))?;
+            let whole = cells![course.seed, record.epoch, record.loss as f32, norm as f32];
+            table.row(whole.into_iter().chain(record.layers.iter().map(|&norm| Cell::from(norm as f32))))?;
         }
     }
     Ok(table)
@@ -194,7 +195,8 @@ fn spike_table(courses: &[Course]) -> Result<Table> {
     for course in courses {
         for spike in &course.spikes {
             let loss = course.records[spike.epoch].loss;
-            table.row(cells![course.seed, spike.epoch as u64, spike.norm, spike.median, loss])?;
+            let [norm, median, loss] = [spike.norm, spike.median, loss].map(|value| value as f32);
+            table.row(cells![course.seed, spike.epoch as u64, norm, median, loss])?;
         }
     }
     Ok(table)
@@ -217,8 +219,9 @@ fn over_seeds<'a>(
 
 /// All seeds as median and quartiles, and the first one as it went, with its spikes.
 fn gradient_figure(settings: &Settings, run: &Run, network: &Network, courses: &[Course]) -> Figure {
-    let mut loss = Panel::new("loss", Axis::whole("epoch"), Axis::linear("mean squared error"));
-    let mut norm = Panel::new("gradient", Axis::whole("epoch"), Axis::log10("2-norm of the gradient"));
+    let epoch = || Axis::whole("epoch").with_range(0., f64::from(settings.epochs));
+    let mut loss = Panel::new("loss", epoch(), Axis::linear("mean squared error"));
+    let mut norm = Panel::new("gradient", epoch(), Axis::log10("2-norm of the gradient"));
     if courses.len() > 1 {
         let all = "all seeds: median, quartiles";
         loss =
@@ -255,13 +258,11 @@ fn layer_figure(settings: &Settings, run: &Run, network: &Network, courses: &[Co
         let shape = &network.parameters()[2 * layer].shape;
         let name = format!("layer {}: {} to {}", layer + 1, shape[1], shape[0]);
         let values = over_seeds(courses, move |course, epoch| course.records[epoch].layers[layer]);
-        panel = panel.with(quartiles(name, Colour::nth(layer), values));
+        let medians = values.map(|(epoch, values)| (epoch, median(&values).unwrap_or(f64::NAN))).collect();
+        panel = panel.with(Series::line(name, Colour::nth(layer), medians));
     }
-    let more = "medians over seeds, weights and biases of a layer together";
-    let mut figure =
-        Figure::new("Gradient norm by layer", settings.subtitle(run, network, more), vec![panel]);
-    "quartiles over seeds".clone_into(&mut figure.band_meaning);
-    figure
+    let more = "median over seeds of the norm over a layer's weights and biases";
+    Figure::new("Gradient norm by layer", settings.subtitle(run, network, more), vec![panel])
 }
 
 fn spike_figure(settings: &Settings, run: &Run, network: &Network, courses: &[Course]) -> Figure {
@@ -406,14 +407,15 @@ mod tests {
 
     #[test]
     fn a_spike_is_the_top_of_a_run_of_high_norms() {
-        let rule = SpikeSettings { window: 5, factor: 3. };
+        let rule = SpikeSettings { window: 7, factor: 3. };
         let mut norms = [1.; 30];
         (norms[0], norms[29]) = (100., 100.); // too near the ends
-        (norms[10], norms[11]) = (4., 9.); // one run of two
-        norms[20] = 3.; // not above three times the median
-        norms[25] = 3.1;
+        (norms[10], norms[11]) = (4., 9.); // neighbours
+        norms[16] = 3.; // not above three times the median
+        (norms[20], norms[22]) = (3.1, 3.2); // less than half a window apart
+        norms[25] = 3.3; // half a window from the last
         let spike = |epoch, norm| Spike { epoch, norm, median: 1. };
-        assert_eq!(rule.find(&norms), [spike(11, 9.), spike(25, 3.1)]);
+        assert_eq!(rule.find(&norms), [spike(11, 9.), spike(22, 3.2), spike(25, 3.3)]);
         assert_eq!(rule.find(&norms[..4]), []);
         assert_eq!(rule.find(&[f64::NAN; 9]), []);
     }

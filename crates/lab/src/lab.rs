@@ -1,15 +1,19 @@
-//! `lab`: lists the experiments, and runs one or all.
+//! `lab`: lists the experiments, runs one or all, and gathers runs on one page.
 
 use crate::EXPERIMENTS;
 use crate::command::Arguments;
 use crate::experiment::{Entry, FAILED, INTERRUPTED, OK, USAGE, complain, print, wrapped_table};
-use anyhow::Result;
-use clap::{Arg, ArgMatches, Command, value_parser};
+use crate::settings::nearest;
+use anyhow::{Result, bail, ensure};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use flatland_network::allocator;
-use flatland_record::{MANIFEST_FILE, Manifest, Status};
+use flatland_record::{MANIFEST_FILE, Manifest, REPORT_FILE, Status, contact_sheet, write_report};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
+
+/// Figures side by side on a contact sheet.
+const SHEET_COLUMNS: u32 = 3;
 
 /// The whole of `lab`'s binary.
 pub fn main() -> ExitCode {
@@ -18,6 +22,7 @@ pub fn main() -> ExitCode {
     let code = match matches.subcommand() {
         Some(("list", of)) => answer(list(&path(of, "out"))),
         Some(("run", of)) => run(of),
+        Some(("report", of)) => answer(report(of)),
         _ => USAGE,
     };
     ExitCode::from(code)
@@ -30,8 +35,10 @@ fn command() -> Command {
     };
     let list =
         Command::new("list").about("The experiments: what each answers, its presets, and how long they take");
-    let all =
-        Arguments::command_with(&[]).name("all").about("Every experiment, one after the other").after_help(
+    let all = Arguments::command_with(&[])
+        .name("all")
+        .about("Every experiment, one after the other, then one page over all of them: report.html in --out")
+        .after_help(
             "--dataset goes to the experiments that have one; --config and --set belong to one experiment.",
         );
     let run = Command::new("run")
@@ -41,6 +48,23 @@ fn command() -> Command {
         .subcommand_help_heading("Experiments")
         .subcommands(EXPERIMENTS.iter().map(|entry| (entry.command)()))
         .subcommand(all);
+    let file = |name: &'static str, help: &'static str| {
+        let file = Arg::new(name).long(name).value_name("FILE").help(help);
+        file.value_parser(value_parser!(PathBuf))
+    };
+    let runs = Arg::new("runs")
+        .value_name("RUN")
+        .action(ArgAction::Append)
+        .help("Folders of runs, or experiments, whose newest run is taken [default: every experiment]");
+    let report = Command::new("report")
+        .about("One self-contained page over runs: questions, verdicts, figures, tables")
+        .after_help(
+            "Of an experiment's runs the newest finished one is taken, or the newest where none is finished.",
+        )
+        .arg(runs)
+        .arg(out())
+        .arg(file("to", "The page [default: report.html in --out]"))
+        .arg(file("contact-sheet", "Also all figures together, as one PNG"));
     Command::new("lab")
         .about("Flatland's experiments under one roof")
         .version(env!("CARGO_PKG_VERSION"))
@@ -49,6 +73,7 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(list.arg(out()))
         .subcommand(run)
+        .subcommand(report)
 }
 
 fn path(matches: &ArgMatches, name: &str) -> PathBuf {
@@ -119,7 +144,7 @@ fn run(matches: &ArgMatches) -> u8 {
         Err(error) => error.exit(),
     };
     match entry {
-        Some(entry) => (entry.run)(&arguments),
+        Some(entry) => (entry.run)(&arguments).code,
         None => run_all(&arguments),
     }
 }
@@ -133,7 +158,7 @@ fn run_all(arguments: &Arguments) -> u8 {
         return USAGE;
     }
     let start = Instant::now();
-    let mut failed = Vec::new();
+    let (mut runs, mut failed, mut stopped) = (Vec::new(), Vec::new(), None);
     for (index, entry) in EXPERIMENTS.iter().enumerate() {
         if !arguments.quiet {
             eprintln!("== {} ({} of {})", entry.name, index + 1, EXPERIMENTS.len());
@@ -142,11 +167,26 @@ fn run_all(arguments: &Arguments) -> u8 {
         if !has_data_set(entry) {
             mine.dataset = None;
         }
-        match (entry.run)(&mine) {
+        let ending = (entry.run)(&mine);
+        runs.extend(ending.folder);
+        match ending.code {
             OK => {}
-            code @ (USAGE | INTERRUPTED) => return code,
+            code @ (USAGE | INTERRUPTED) => {
+                stopped = Some(code);
+                break;
+            }
             _ => failed.push(entry.name),
         }
+    }
+    let page = arguments.out.join(REPORT_FILE);
+    if !runs.is_empty()
+        && let Err(error) = write_page(&runs, &page)
+    {
+        complain(&error);
+        return stopped.unwrap_or(FAILED);
+    }
+    if let Some(code) = stopped {
+        return code;
     }
     if arguments.show_settings {
         return OK;
@@ -161,9 +201,82 @@ fn run_all(arguments: &Arguments) -> u8 {
     FAILED
 }
 
+fn write_page(runs: &[PathBuf], page: &Path) -> Result<()> {
+    write_report(runs, page)?;
+    print(&format!("all of this on one page: {}\n", page.display()))
+}
+
 fn has_data_set(entry: &Entry) -> bool {
     let presets: toml::Table = toml::from_str(entry.presets).unwrap_or_default();
     presets.get("paper").and_then(toml::Value::as_table).is_some_and(|paper| paper.contains_key("dataset"))
+}
+
+fn report(matches: &ArgMatches) -> Result<()> {
+    let out = path(matches, "out");
+    let named: Vec<&String> = matches.get_many::<String>("runs").into_iter().flatten().collect();
+    let runs = if named.is_empty() {
+        let runs: Vec<PathBuf> = EXPERIMENTS.iter().filter_map(|entry| best_run(&out, entry.name)).collect();
+        ensure!(
+            !runs.is_empty(),
+            "there are no runs in {}: make one with `lab run <experiment>`, or name another folder with --out",
+            out.display()
+        );
+        runs
+    } else {
+        named.into_iter().map(|name| named_run(name, &out)).collect::<Result<_>>()?
+    };
+    let page = matches.get_one::<PathBuf>("to").cloned().unwrap_or_else(|| out.join(REPORT_FILE));
+    write_report(&runs, &page)?;
+    print(&format!("{}\n", page.display()))?;
+    if let Some(sheet) = matches.get_one::<PathBuf>("contact-sheet") {
+        contact_sheet(&figures_of(&runs)?, SHEET_COLUMNS, sheet)?;
+        print(&format!("{}\n", sheet.display()))?;
+    }
+    Ok(())
+}
+
+/// A run by its folder, or the newest of an experiment by the experiment's name.
+fn named_run(name: &str, out: &Path) -> Result<PathBuf> {
+    let folder = Path::new(name);
+    if folder.join(MANIFEST_FILE).is_file() {
+        return Ok(folder.to_path_buf());
+    }
+    let known: Vec<&str> = EXPERIMENTS.iter().map(|entry| entry.name).collect();
+    if known.contains(&name) {
+        let Some(run) = best_run(out, name) else {
+            bail!(
+                "there are no runs of {name} in {}: make one with `lab run {name}`, or name another folder with --out",
+                out.display()
+            )
+        };
+        return Ok(run);
+    }
+    ensure!(!folder.is_dir(), "{name} is no run's folder: there is no {MANIFEST_FILE} in it");
+    bail!(
+        "{name:?} is neither a run's folder nor an experiment{}; the experiments are {}",
+        nearest(name, &known),
+        known.join(", ")
+    )
+}
+
+/// The newest finished run of an experiment, or the newest where none is finished.
+fn best_run(out: &Path, name: &str) -> Option<PathBuf> {
+    let order = |manifest: &Manifest| (manifest.status == Status::Finished, manifest.started.clone());
+    let runs = runs_of(out, name).into_iter();
+    // Times are whole seconds; folders of the same second are told apart by their names.
+    runs.max_by_key(|(path, manifest)| (order(manifest), path.clone())).map(|(path, _)| path)
+}
+
+/// The PNGs of the runs, each with a caption.
+fn figures_of(runs: &[PathBuf]) -> Result<Vec<(String, PathBuf)>> {
+    let mut figures = Vec::new();
+    for run in runs {
+        let manifest = Manifest::read(&run.join(MANIFEST_FILE))?;
+        for name in manifest.files.iter().filter_map(|file| file.name.strip_suffix(".png")) {
+            figures.push((format!("{} · {name}", manifest.experiment), run.join(format!("{name}.png"))));
+        }
+    }
+    Ok(figures)
 }
 
 #[cfg(test)]

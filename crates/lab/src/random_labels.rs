@@ -247,6 +247,7 @@ impl Settings {
             batch: report.batch,
             epochs: report.epochs,
             stop_at: None,
+            snapshots: false,
         };
         let memorising = memorise.variants.iter().enumerate().map(|(index, variant)| Trial {
             name: format!("seed{seed}-{}", variant.content()),
@@ -257,6 +258,7 @@ impl Settings {
             batch: memorise.batch,
             epochs: memorise.epochs,
             stop_at: Some(memorise.stop_at),
+            snapshots: false,
             ..reported.clone()
         });
         std::iter::once(reported.clone()).chain(memorising).collect()
@@ -699,7 +701,12 @@ mod tests {
             EpochRow { epoch, train: at(train_loss, fits), test, seconds: 1. }
         };
         let curve = (1..=reached.unwrap_or(200)).map(row).collect();
-        Trained { theta: tch::Tensor::new(), curve, end: Both { train: at(train_loss, 1.), test } }
+        Trained {
+            theta: tch::Tensor::new(),
+            snapshots: None,
+            curve,
+            end: Both { train: at(train_loss, 1.), test },
+        }
     }
 
     #[test]

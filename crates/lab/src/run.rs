@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use flatland_network::device::ChosenDevice;
 use flatland_network::snapshot::{tensors_from_bytes, tensors_to_bytes};
 use flatland_record::{
-    DataSetRecord, Figure, FileRecord, MANIFEST_FILE, Manifest, RunFolder, Status, Table, cells, sha256_hex,
-    write_atomically,
+    DataSetRecord, Figure, MANIFEST_FILE, Manifest, NumbersRecord, REPORT_FILE, RunFolder, Status, Table,
+    cells, sha256_hex, write_atomically, write_report,
 };
 use flatland_statistics::Outcome;
 use std::collections::BTreeMap;
@@ -37,7 +37,8 @@ pub struct Run {
     pub preset: String,
     pub(crate) interrupted: Arc<AtomicBool>,
     pub(crate) manifest: Mutex<Manifest>,
-    pub(crate) written: Mutex<Vec<(String, String)>>,
+    /// Files that belong together, and what they hold.
+    pub(crate) written: Mutex<Vec<(Vec<String>, String)>>,
     pub(crate) outcomes: Mutex<Vec<Outcome>>,
 }
 
@@ -54,14 +55,14 @@ impl Run {
     pub fn write_table(&self, name: &str, table: &Table, what: &str) -> Result<()> {
         let file = format!("{name}.csv");
         table.write(&self.folder.file(&file))?;
-        self.note_written(file, what);
+        self.note_written(vec![file], what);
         Ok(())
     }
 
     /// Writes `<name>.svg` and `<name>.png`.
     pub fn write_figure(&self, name: &str, figure: &Figure, what: &str) -> Result<()> {
         figure.write(self.folder.path(), name)?;
-        self.note_written(format!("{name}.svg, {name}.png"), what);
+        self.note_written(vec![format!("{name}.svg"), format!("{name}.png")], what);
         Ok(())
     }
 
@@ -152,8 +153,8 @@ impl Run {
         Ok(numbers)
     }
 
-    fn note_written(&self, file: String, what: &str) {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).push((file, what.to_owned()));
+    fn note_written(&self, files: Vec<String>, what: &str) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push((files, what.to_owned()));
     }
 
     /// Writes into the manifest which data were really used.
@@ -174,8 +175,16 @@ impl Run {
         error: Option<String>,
         exit_code: u8,
         seconds: f64,
+        numbers: Option<NumbersRecord>,
     ) -> Result<()> {
-        let files: Vec<FileRecord> = self.folder.file_records()?;
+        let mut files = self.folder.file_records()?;
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let order = |name: &String| written.iter().position(|(files, _)| files.contains(name));
+        for file in &mut files {
+            file.what = order(&file.name).map(|index| written[index].1.clone());
+        }
+        // As the experiment wrote them; what it did not say anything of comes last.
+        files.sort_by_key(|file| order(&file.name).unwrap_or(written.len()));
         self.update_manifest(|manifest| {
             manifest.status = status;
             manifest.error = error;
@@ -183,7 +192,19 @@ impl Run {
             manifest.ended = Some(flatland_record::now_rfc3339());
             manifest.seconds = Some(manifest.seconds.unwrap_or(0.) + seconds);
             manifest.peak_memory_mib = flatland_record::peak_memory_mib();
+            manifest.numbers = numbers;
             manifest.files = files;
         })
+    }
+
+    /// Writes the run's page from its closed manifest. Without it the run is whole all the same: a failure is a note.
+    pub(crate) fn write_page(&self) {
+        let page = self.folder.file(REPORT_FILE);
+        match write_report(&[self.folder.path().to_path_buf()], &page) {
+            Ok(()) => {
+                self.note_written(vec![REPORT_FILE.to_owned()], "all of this on one page, for a browser");
+            }
+            Err(error) => self.progress.note(&format!("note: {error}")),
+        }
     }
 }

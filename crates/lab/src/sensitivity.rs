@@ -216,6 +216,7 @@ impl Settings {
             batch,
             epochs: self.epochs,
             stop_at: None,
+            snapshots: false,
         };
         let of_seed = |seed| self.batches.iter().map(move |&batch| trial(seed, batch));
         Sensitivity::seeds(self).into_iter().flat_map(of_seed).collect()

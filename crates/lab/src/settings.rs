@@ -172,7 +172,7 @@ fn check_keys(layer: &Table, known: &Table, source_name: &str, path: &str) -> Re
 }
 
 /// `; did you mean "epochs"?` where a known word is near.
-fn nearest(word: &str, known: &[&str]) -> String {
+pub(crate) fn nearest(word: &str, known: &[&str]) -> String {
     known
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))

@@ -2,6 +2,7 @@
 
 use crate::experiment::Experiment;
 use crate::run::Run;
+pub use flatland_record::short;
 use flatland_record::{Colour, Series};
 use flatland_statistics::{Interval, LEVEL, mean_interval, quantile};
 
@@ -19,19 +20,6 @@ pub fn number(interval: Interval, scale: f64, decimals: usize, unit: &str) -> St
 /// The mean of some values, as [`number`] writes it; empty for none.
 pub fn mean_number(values: &[f64], scale: f64, decimals: usize, unit: &str) -> String {
     mean_interval(values, LEVEL).map_or_else(String::new, |interval| number(interval, scale, decimals, unit))
-}
-
-/// Four significant digits.
-pub fn short(value: f64) -> String {
-    let size = value.abs();
-    if value == 0. || !value.is_finite() {
-        format!("{value}")
-    } else if (1e-3..1e4).contains(&size) {
-        let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
-        format!("{value:.decimals$}")
-    } else {
-        format!("{value:.3e}")
-    }
 }
 
 /// `28,938`.
@@ -109,16 +97,6 @@ pub fn subtitle<E: Experiment>(settings: &E::Settings, run: &Run, subject: &str,
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn short_numbers_have_four_digits() {
-        for (value, text) in
-            [(0., "0"), (1.23456, "1.235"), (-0.012_346, "-0.01235"), (99.999, "100.00"), (1e-9, "1.000e-9")]
-        {
-            assert_eq!(short(value), text);
-        }
-        assert_eq!(short(f64::NAN), "NaN");
-    }
 
     #[test]
     fn long_numbers_have_commas() {

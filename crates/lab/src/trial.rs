@@ -3,14 +3,15 @@
 use crate::images::Images;
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
-use crate::run::Run;
-use anyhow::{Context, Result};
-use flatland_network::snapshot::{Checkpoint, to_safetensors};
+use crate::run::{Numbers, Run};
+use anyhow::{Context, Result, ensure};
+use flatland_network::snapshot::{Checkpoint, tensors_from_bytes, tensors_to_bytes, to_safetensors};
 use flatland_network::{
     Evaluation, Loss, Network, Optimiser, OptimiserSettings, Training, evaluate, initialise,
 };
 use flatland_record::{sha256_hex, write_atomically};
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -39,6 +40,9 @@ pub struct Trial {
     /// The first epoch whose mean training accuracy reaches this is the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_at: Option<f64>,
+    /// Whether θ is kept before training and after every epoch: [`Trained::snapshots`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub snapshots: bool,
 }
 
 /// The stream of a model that `description` tells apart from the others of its seed: 24 bits of its hash. A model thus starts
@@ -80,6 +84,8 @@ pub const SPLITS: [(&str, fn(&Both) -> Evaluation); 2] =
 pub struct Trained {
     /// θ `[P]` on the CPU.
     pub theta: Tensor,
+    /// θ before training and after each epoch, `[epochs + 1, P]` on the CPU, where the trial asks for it.
+    pub snapshots: Option<Tensor>,
     /// One row an epoch.
     pub curve: Vec<EpochRow>,
     /// With the final θ, over all examples.
@@ -123,16 +129,22 @@ pub fn evaluate_both(network: &Network, theta: &Tensor, images: &Images) -> Resu
 /// the same in all three cases. Also writes the final weights as `weights/<name>.safetensors` for PyTorch.
 fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial: &Trial) -> Result<Trained> {
     let device = run.device.device;
-    let path = run.folder.trial_path(&key(run, network, images, trial)?, "safetensors");
-    let saved = if path.exists() { read_checkpoint(run, network, trial, &path) } else { None };
+    let key = key(run, network, images, trial)?;
+    let files = Files {
+        checkpoint: run.folder.trial_path(&key, "safetensors"),
+        snapshots: trial.snapshots.then(|| run.folder.trial_path(&key, "snapshots.safetensors")),
+    };
+    let saved = if files.checkpoint.exists() { read_saved(run, network, trial, &files) } else { None };
     let examples = images.train.count() as u64;
-    let (mut training, mut curve) = if let Some((checkpoint, optimiser, curve)) = saved {
+    let (mut training, mut curve, mut snapshots) = if let Some(saved) = saved {
+        let Saved { checkpoint, optimiser, curve, snapshots } = saved;
         let theta = checkpoint.theta.f_to_device(device)?;
         stage.skip(u64::from(checkpoint.epochs) * examples);
-        (start(network, images, trial, theta, optimiser, checkpoint.epochs), curve)
+        (start(network, images, trial, theta, optimiser, checkpoint.epochs), curve, snapshots)
     } else {
         let theta = initialise(network, trial.seed, trial.stream, Kind::Float, device)?;
-        (start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0), Vec::new())
+        let first = if trial.snapshots { vec![snapshot_of(&theta)?] } else { Vec::new() };
+        (start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0), Vec::new(), first)
     };
 
     let mut seconds = curve.last().map_or(0., |row| row.seconds);
@@ -145,10 +157,18 @@ fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial: &T
         let test = evaluate(network, &training.theta, &images.test, Loss::CrossEntropy)?;
         let train = Evaluation { loss: train.loss, accuracy: train.accuracy };
         curve.push(EpochRow { epoch: training.epochs, train, test, seconds });
+        if trial.snapshots {
+            snapshots.push(snapshot_of(&training.theta)?);
+        }
         if trial.is_over(&curve) || last_save.elapsed() >= SAVE_EVERY {
+            // First, so that no checkpoint is ahead of its snapshots, whenever the process ends.
+            if let Some(path) = &files.snapshots {
+                let stacked = Numbers::from([(SNAPSHOTS.to_owned(), Tensor::f_stack(&snapshots, 0)?)]);
+                write_atomically(path, &tensors_to_bytes(&stacked)?)?;
+            }
             let notes = to_notes(&curve);
             write_atomically(
-                &path,
+                &files.checkpoint,
                 &Checkpoint::save(network, &training.theta, &training.optimiser, training.epochs, &notes)?,
             )?;
             last_save = Instant::now();
@@ -166,7 +186,8 @@ fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial: &T
     let end = evaluate_both(network, &training.theta, images)?;
     let theta = training.theta.f_to_device(Device::Cpu)?;
     run.write_weights(&trial.name, &to_safetensors(network, &theta)?)?;
-    Ok(Trained { theta, curve, end })
+    let snapshots = trial.snapshots.then(|| Tensor::f_stack(&snapshots, 0)).transpose()?;
+    Ok(Trained { theta, snapshots, curve, end })
 }
 
 impl Trial {
@@ -215,25 +236,58 @@ pub fn describe(network: &Network) -> serde_json::Value {
     serde_json::json!({ "name": network.name(), "parameters": shapes })
 }
 
-/// A checkpoint that cannot be read costs its trial's time, not the run.
-fn read_checkpoint(
-    run: &Run,
-    network: &Network,
-    trial: &Trial,
-    path: &std::path::Path,
-) -> Option<(Checkpoint, Optimiser, Vec<EpochRow>)> {
-    let read = || -> Result<(Checkpoint, Optimiser, Vec<EpochRow>)> {
-        let checkpoint = Checkpoint::load(network, &std::fs::read(path)?)?;
+/// Where a trial is kept.
+struct Files {
+    checkpoint: PathBuf,
+    /// `None` where the trial asks for no snapshots.
+    snapshots: Option<PathBuf>,
+}
+
+/// What an earlier process left of a trial.
+struct Saved {
+    checkpoint: Checkpoint,
+    optimiser: Optimiser,
+    curve: Vec<EpochRow>,
+    snapshots: Vec<Tensor>,
+}
+
+/// The name of the snapshots in their file.
+const SNAPSHOTS: &str = "snapshots";
+
+/// θ `[P]` as it is now, on the CPU, whatever becomes of θ.
+fn snapshot_of(theta: &Tensor) -> Result<Tensor> {
+    Ok(theta.f_detach_copy()?.f_to_device(Device::Cpu)?)
+}
+
+/// Files that cannot be read cost their trial's time, not the run.
+fn read_saved(run: &Run, network: &Network, trial: &Trial, files: &Files) -> Option<Saved> {
+    let read = || -> Result<Saved> {
+        let checkpoint = Checkpoint::load(network, &std::fs::read(&files.checkpoint)?)?;
         let optimiser = checkpoint.optimiser(trial.optimiser, run.device.device)?;
         let curve = from_notes(&checkpoint.notes)?;
-        anyhow::ensure!(curve.len() == checkpoint.epochs as usize, "its curve has {} epochs", curve.len());
-        Ok((checkpoint, optimiser, curve))
+        ensure!(curve.len() == checkpoint.epochs as usize, "its curve has {} epochs", curve.len());
+        let snapshots = match &files.snapshots {
+            Some(path) => read_snapshots(path, &checkpoint).context("its snapshots")?,
+            None => Vec::new(),
+        };
+        Ok(Saved { checkpoint, optimiser, curve, snapshots })
     };
     read()
         .inspect_err(|error| {
-            run.progress.note(&format!("{} is not usable ({error}): trained again", path.display()));
+            let path = files.checkpoint.display();
+            run.progress.note(&format!("{path} is not usable ({error:#}): trained again"));
         })
         .ok()
+}
+
+/// Those up to the checkpoint; later ones, whose checkpoint was not written, come again.
+fn read_snapshots(path: &Path, checkpoint: &Checkpoint) -> Result<Vec<Tensor>> {
+    let stacked = tensors_from_bytes(&std::fs::read(path)?)?.remove(SNAPSHOTS).context("none are there")?;
+    let wanted = i64::from(checkpoint.epochs) + 1;
+    ensure!(stacked.dim() == 2 && stacked.size()[0] >= wanted, "fewer than {wanted} are there");
+    let last = stacked.f_get(wanted - 1)?;
+    ensure!(last.size() == checkpoint.theta.size() && last.f_equal(&checkpoint.theta)?, "they are another's");
+    Ok((0..wanted).map(|index| stacked.f_get(index)).collect::<Result<_, _>>()?)
 }
 
 /// Curves as text that keeps every bit, and NaN and infinities, which JSON has no words for.
@@ -309,6 +363,7 @@ mod tests {
             batch: 1,
             epochs: 2,
             stop_at: None,
+            snapshots: false,
         };
         let curve = [row(1, 1.), row(2, 1.)];
         assert!(!trial.is_over(&[]) && !trial.is_over(&curve[..1]) && trial.is_over(&curve));

@@ -1,7 +1,7 @@
 //! Loss and gradient of a batch with respect to θ.
 
 use crate::network::{Step, apply};
-use crate::{Loss, Network, NetworkError, Result, block};
+use crate::{Loss, Network, NetworkError, Parameter, Result, block};
 use tch::{Device, Tensor};
 
 /// What one batch yields. Nothing here was brought to the host.
@@ -90,12 +90,7 @@ fn piece(
     targets: &Tensor,
     loss: Loss,
 ) -> Result<BatchGradient> {
-    // Leaves of their own instead of views: the gradient of a view is a zero-filled vector of θ's length per layer.
-    let leaves = network
-        .parameters()
-        .iter()
-        .map(|parameter| Ok(parameter.of(theta)?.f_detach()?.f_set_requires_grad(true)?))
-        .collect::<Result<Vec<_>>>()?;
+    let leaves = leaves(network, theta)?;
 
     // Convolutions with their pooling, from the input on, by our own kernels where these fit.
     let mut steps = network.steps();
@@ -145,14 +140,22 @@ fn stacked(
     targets: &Tensor,
     loss: Loss,
 ) -> Result<BatchGradient> {
-    let theta = theta.f_detach()?.f_set_requires_grad(true)?;
-    let outputs = network.forward(&theta, x)?;
+    let models = theta.size()[0];
+    let own = network.check_inputs(x, Some(models))?;
+    let leaves = leaves(network, theta)?;
+    let outputs = network.forward_grouped(&leaves, models, x, own)?;
     let losses = loss.mean(&outputs, targets)?;
     let correct = loss.correct(&outputs.f_detach()?, targets)?;
-    let gradient = Tensor::f_run_backward(&[&losses], &[&theta], false, false)?
-        .pop()
-        .ok_or_else(|| NetworkError::Setting("libtorch returned no gradient".into()))?;
-    Ok(BatchGradient { loss: losses.f_detach()?, correct, gradient })
+    let wanted: Vec<&Tensor> = leaves.iter().collect();
+    let gradients = Tensor::f_run_backward(&[&losses], &wanted, false, false)?;
+    let flat = gradients.iter().map(|g| Ok(g.f_flatten(1, -1)?)).collect::<Result<Vec<_>>>()?;
+    Ok(BatchGradient { loss: losses.f_detach()?, correct, gradient: Tensor::f_cat(&flat, 1)? })
+}
+
+/// Each weight and bias as the leaf of a graph: the gradient of a view would be a zero-filled tensor of θ's size for each of them.
+fn leaves(network: &Network, theta: &Tensor) -> Result<Vec<Tensor>> {
+    let leaf = |parameter: &Parameter| Ok(parameter.of(theta)?.f_detach()?.f_set_requires_grad(true)?);
+    network.parameters().iter().map(leaf).collect()
 }
 
 /// On a CPU, models with convolutions are faster one by one than as groups.

@@ -355,14 +355,20 @@ impl Network {
                 .collect::<Result<Vec<_>>>()?;
             return Ok(Tensor::f_stack(&outputs, 0)?);
         }
-        self.forward_grouped(theta, x, own)
+        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
+        self.forward_grouped(&parameters, models, x, own)
     }
 
-    /// All models at once: dense layers by batched matmul, convolutions as groups of one `[B, M C, H, W]`.
+    /// All models at once: dense layers by batched matmul, convolutions as groups of one `[B, M C, H, W]`. `parameters` are
+    /// views into θ or leaves of a graph, `[M, …]` each.
     #[allow(clippy::many_single_char_names)] // the field's own: x, y, w, b and the sizes
-    fn forward_grouped(&self, theta: &Tensor, x: &Tensor, own: bool) -> Result<Tensor> {
-        let models = theta.size()[0];
-        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
+    pub(crate) fn forward_grouped(
+        &self,
+        parameters: &[Tensor],
+        models: i64,
+        x: &Tensor,
+        own: bool,
+    ) -> Result<Tensor> {
         let batch = x.size()[usize::from(own)];
         let mut y = if own { x.shallow_clone() } else { x.f_unsqueeze(0)? };
         if !own {
@@ -390,7 +396,7 @@ impl Network {
                     let [w, b] = [&parameters[weight], &parameters[weight + 1]];
                     b.f_unsqueeze(1)?.f_baddbmm(&y, &w.f_transpose(1, 2)?, 1, 1)?
                 }
-                other => apply(other, &y, &parameters, false)?,
+                other => apply(other, &y, parameters, false)?,
             };
         }
         Ok(y)
@@ -455,7 +461,9 @@ mod tests {
                 let count: i64 = stack.iter().chain(network.input()).product();
                 let x = Tensor::arange(count, (Kind::Double, Device::Cpu)).f_sin().unwrap();
                 let x = x.view([stack, network.input()].concat().as_slice());
-                let grouped = network.forward_grouped(&theta, &x, own).unwrap();
+                let parameters: Vec<Tensor> =
+                    network.parameters.iter().map(|p| p.of(&theta).unwrap()).collect();
+                let grouped = network.forward_grouped(&parameters, 3, &x, own).unwrap();
                 assert_eq!(grouped.size(), [3, 4, network.outputs()]);
                 for m in 0..3 {
                     let x = if own { x.get(m) } else { x.shallow_clone() };

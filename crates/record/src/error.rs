@@ -96,6 +96,14 @@ pub enum RecordError {
         /// Upper end as given.
         high: f64,
     },
+    /// A page that could not be made.
+    #[error("cannot make the page {}: {reason}", path.display())]
+    Page {
+        /// The page.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A figure that could not be drawn or encoded.
     #[error("cannot draw the figure {figure:?}: {reason}")]
     Drawing {

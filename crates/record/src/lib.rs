@@ -4,19 +4,24 @@
 //! - [`Manifest`]: what was run, on what, with what result (`manifest.json`);
 //! - [`Table`]: tidy tables (`*.csv`);
 //! - [`Figure`]: figures described once and drawn as SVG and as PNG;
+//! - [`write_report`]: one self-contained page over one run or several (`report.html`), [`contact_sheet`]: all figures on
+//!   one image;
 //! - [`write_atomically`]: the one way by which a file comes into being.
 //!
 //! The crate knows nothing of networks and never links libtorch.
 
+mod contact_sheet;
 mod error;
 mod figure;
 mod files;
 mod git;
 mod manifest;
 mod process;
+mod report;
 mod run;
 mod table;
 
+pub use contact_sheet::contact_sheet;
 pub use error::RecordError;
 pub use figure::{
     Axis, AxisSide, Colour, Dash, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
@@ -24,10 +29,11 @@ pub use figure::{
 };
 pub use files::{sha256_hex, write_atomically};
 pub use git::GitState;
-pub use manifest::{DataSetRecord, DeviceRecord, FileRecord, MANIFEST_FILE, Manifest, Status};
+pub use manifest::{DataSetRecord, DeviceRecord, FileRecord, MANIFEST_FILE, Manifest, NumbersRecord, Status};
 pub use process::peak_memory_mib;
+pub use report::{REPORT_FILE, write_report};
 pub use run::{LockGuard, RunFolder, now_rfc3339};
-pub use table::{Cell, Table};
+pub use table::{Cell, Table, short};
 
 /// What this crate's fallible calls return.
 pub type Result<T> = std::result::Result<T, RecordError>;

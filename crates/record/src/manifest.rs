@@ -32,6 +32,9 @@ pub enum Status {
 pub struct Manifest {
     /// The experiment's name.
     pub experiment: String,
+    /// The question that the experiment answers, in one sentence.
+    #[serde(default)]
+    pub question: Option<String>,
     /// The preset the settings started from.
     pub preset: String,
     /// How far the run has come.
@@ -64,6 +67,9 @@ pub struct Manifest {
     pub peak_memory_mib: Option<f64>,
     /// Exit code of the process.
     pub exit_code: Option<i32>,
+    /// The main numbers, as the run's output closes with them.
+    #[serde(default)]
+    pub numbers: Option<NumbersRecord>,
     /// The files of the run.
     pub files: Vec<FileRecord>,
     /// When the run was resumed, RFC 3339 in UTC.
@@ -99,6 +105,15 @@ pub struct DeviceRecord {
     pub name: String,
 }
 
+/// A small table for people: numbers as they are to be read, with their units.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumbersRecord {
+    /// The columns' names.
+    pub header: Vec<String>,
+    /// The rows, a cell for each column.
+    pub rows: Vec<Vec<String>>,
+}
+
 /// One file of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
@@ -108,6 +123,9 @@ pub struct FileRecord {
     pub bytes: u64,
     /// SHA-256, hexadecimal.
     pub sha256: String,
+    /// What it holds, in a few words.
+    #[serde(default)]
+    pub what: Option<String>,
 }
 
 impl Manifest {
@@ -116,6 +134,7 @@ impl Manifest {
         let git = GitState::of_this_source();
         Self {
             experiment: experiment.to_owned(),
+            question: None,
             preset: preset.to_owned(),
             status: Status::Running,
             error: None,
@@ -132,6 +151,7 @@ impl Manifest {
             seconds: None,
             peak_memory_mib: None,
             exit_code: None,
+            numbers: None,
             files: Vec::new(),
             resumed: Vec::new(),
         }
@@ -182,6 +202,21 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("\"status\": \"running\"") && text.contains("\"seconds\": null"), "{text}");
         assert!(text.find("\"z\"") < text.find("\"a\""), "settings keep their order");
+    }
+
+    #[test]
+    fn a_manifest_from_before_there_were_questions_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(MANIFEST_FILE);
+        let mut manifest = Manifest::new("lines", "quick", serde_json::json!({}));
+        manifest.files = vec![FileRecord { name: "a.csv".into(), bytes: 2, sha256: "ab".into(), what: None }];
+        let mut old = serde_json::to_value(&manifest).unwrap();
+        for key in ["question", "numbers"] {
+            old.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        old["files"][0].as_object_mut().unwrap().remove("what").unwrap();
+        fs::write(&path, serde_json::to_vec(&old).unwrap()).unwrap();
+        assert_eq!(Manifest::read(&path).unwrap(), manifest);
     }
 
     #[test]

@@ -10,9 +10,10 @@ use time::macros::format_description;
 
 use crate::files::{remove_partial, sha256_hex, write_atomically};
 use crate::manifest::{MANIFEST_FILE, Manifest, Status};
+use crate::report::REPORT_FILE;
 use crate::{FileRecord, RecordError, Result};
 
-const SETTINGS_FILE: &str = "settings.toml";
+pub(crate) const SETTINGS_FILE: &str = "settings.toml";
 const TRIALS_FOLDER: &str = "trials";
 const LOCK_FILE: &str = ".lock";
 const LATEST: &str = "latest";
@@ -172,8 +173,8 @@ impl RunFolder {
         })
     }
 
-    /// Name, size and checksum of every file directly in the folder, sorted by name; the manifest and hidden files
-    /// are left out, as are the trials.
+    /// Name, size and checksum of every file of the run, sorted by name; the manifest and hidden files are left out, as
+    /// are the trials, and the page, which is made from the manifest and may be made anew.
     ///
     /// # Errors
     /// [`RecordError::Read`] if a file cannot be read.
@@ -192,7 +193,7 @@ fn records_below(folder: &Path, prefix: &str, records: &mut Vec<FileRecord>) -> 
         let path = entry.map_err(|source| RecordError::read(folder, source))?.path();
         let Some(file) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let name = format!("{prefix}{file}");
-        if file.starts_with('.') || name == MANIFEST_FILE || name == TRIALS_FOLDER {
+        if file.starts_with('.') || [MANIFEST_FILE, REPORT_FILE, TRIALS_FOLDER].contains(&name.as_str()) {
             continue;
         }
         if path.is_dir() {
@@ -200,7 +201,7 @@ fn records_below(folder: &Path, prefix: &str, records: &mut Vec<FileRecord>) -> 
             continue;
         }
         let bytes = fs::read(&path).map_err(|source| RecordError::read(&path, source))?;
-        records.push(FileRecord { name, bytes: bytes.len() as u64, sha256: sha256_hex(&bytes) });
+        records.push(FileRecord { name, bytes: bytes.len() as u64, sha256: sha256_hex(&bytes), what: None });
     }
     Ok(())
 }
@@ -372,6 +373,7 @@ mod tests {
         let run = RunFolder::create(out.path(), "lines", SETTINGS).unwrap();
         save(&run, Status::Running);
         write_atomically(&run.file("a.csv"), b"").unwrap();
+        write_atomically(&run.file(REPORT_FILE), b"").unwrap();
         let _guard = run.lock().unwrap();
         let records = run.file_records().unwrap();
         assert_eq!(records.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["a.csv", "settings.toml"]);

@@ -136,6 +136,19 @@ impl Table {
     }
 }
 
+/// Four significant digits.
+pub fn short(value: f64) -> String {
+    let size = value.abs();
+    if value == 0. || !value.is_finite() {
+        format!("{value}")
+    } else if (1e-3..1e4).contains(&size) {
+        let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
+        format!("{value:.decimals$}")
+    } else {
+        format!("{value:.3e}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +170,16 @@ mod tests {
         assert_eq!(text(None::<f64>.into()), "");
         assert_eq!(text(u64::MAX.into()), "18446744073709551615");
         assert_eq!(text(true.into()), "true");
+    }
+
+    #[test]
+    fn short_numbers_have_four_digits() {
+        for (value, text) in
+            [(0., "0"), (1.23456, "1.235"), (-0.012_346, "-0.01235"), (99.999, "100.00"), (1e-9, "1.000e-9")]
+        {
+            assert_eq!(short(value), text);
+        }
+        assert_eq!(short(f64::NAN), "NaN");
     }
 
     #[test]

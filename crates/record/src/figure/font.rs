@@ -22,7 +22,7 @@ fn font(bold: bool) -> Option<&'static FontRef<'static>> {
 }
 
 /// Width of `text` at a font size of `size` (same unit).
-pub(super) fn width(text: &str, size: f64, bold: bool) -> f64 {
+pub(crate) fn width(text: &str, size: f64, bold: bool) -> f64 {
     let Some(font) = font(bold) else {
         return 0.6 * size * text.chars().count() as f64;
     };
@@ -31,7 +31,7 @@ pub(super) fn width(text: &str, size: f64, bold: bool) -> f64 {
 }
 
 /// Draws `text` from x = 0 with its x-height centred on y = 0: `ink(x, y, coverage)` for every pixel touched.
-pub(super) fn rasterise(text: &str, size: f64, bold: bool, mut ink: impl FnMut(i32, i32, f32)) {
+pub(crate) fn rasterise(text: &str, size: f64, bold: bool, mut ink: impl FnMut(i32, i32, f32)) {
     let Some(font) = font(bold) else { return };
     let units = font.units_per_em().unwrap_or(2048.0);
     // ab_glyph scales by line height, the rest of the world by em.

@@ -16,6 +16,8 @@ mod png;
 mod scene;
 mod svg;
 
+pub(crate) use png::encode as encode_png;
+
 pub use describe::{
     Axis, AxisSide, Colour, Dash, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
     VerticalMark, ecdf,

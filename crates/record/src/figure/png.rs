@@ -129,7 +129,8 @@ fn average(pixels: &[u8], width: usize, height: usize) -> Vec<u8> {
     image
 }
 
-fn encode(image: &[u8], width: u32, height: u32) -> std::result::Result<Vec<u8>, Failure> {
+/// A PNG of rows of RGB.
+pub(crate) fn encode(image: &[u8], width: u32, height: u32) -> std::result::Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
     encoder.set_color(png::ColorType::Rgb);
