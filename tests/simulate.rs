@@ -39,7 +39,10 @@ fn a_small_run_has_every_row_whatever_the_number_of_workers() {
     assert_same_files(&run, &again, &tables);
     assert_same_files(&run, &again, &["training.svg", "predictions.svg", "final.svg", "dead.svg"]);
 
-    assert_eq!(header(&run, "training.csv"), "target,network,layers,parameters,seed,epoch,mse");
+    assert_eq!(
+        header(&run, "training.csv"),
+        "target,network,layers,parameters,seed,epoch,mean_squared_error"
+    );
     let training = rows(&run, "training.csv");
     let ends = rows(&run, "final.csv");
     assert_eq!(ends.len(), 2 * 2 * 40);
@@ -54,7 +57,7 @@ fn a_small_run_has_every_row_whatever_the_number_of_workers() {
         );
         // At lr 0.01 every network that lives has moved towards its target.
         let first = training.iter().find(|other| same(row, other) && other["epoch"] == "0").unwrap();
-        assert!(number(row, "mse") < number(first, "mse"), "{row:?}");
+        assert!(number(row, "mean_squared_error") < number(first, "mean_squared_error"), "{row:?}");
     }
 
     // Two ways to the same numbers: the mean squared error of one seed's predictions, and the counts of the dead.
@@ -69,7 +72,10 @@ fn a_small_run_has_every_row_whatever_the_number_of_workers() {
         assert!(points.iter().all(|point| (number(point, "y") - truth(number(point, "x"))).abs() < 1e-12));
         let squares = points.iter().map(|point| (number(point, "best_seed") - number(point, "y")).powi(2));
         let loss = squares.sum::<f64>() / 21.;
-        assert!((loss - number(&row, "mse_best")).abs() < 1e-5 * (1. + loss), "{loss} {row:?}");
+        assert!(
+            (loss - number(&row, "mean_squared_error_best")).abs() < 1e-5 * (1. + loss),
+            "{loss} {row:?}"
+        );
         let dead = ends.iter().filter(of).filter(|end| end["dead"] == "true").count();
         assert_eq!(row["dead"], dead.to_string());
         assert!(number(&row, "dead_share_low") <= dead as f64 / 40.);

@@ -332,8 +332,10 @@ fn by_target<'a, 'b>(results: &'b [Results<'a>]) -> impl Iterator<Item = &'b [Re
     results.chunk_by(|a, b| a.target.function == b.target.function)
 }
 
+/// The networks compute in f32: more digits would say nothing.
 fn training_table(results: &[Results]) -> Result<Table> {
-    let mut table = Table::new(&["target", "network", "layers", "parameters", "seed", "epoch", "mse"]);
+    let mut table =
+        Table::new(&["target", "network", "layers", "parameters", "seed", "epoch", "mean_squared_error"]);
     for result in results {
         let (network, target) = (result.network, result.target.name());
         for run in &result.runs {
@@ -345,7 +347,7 @@ fn training_table(results: &[Results]) -> Result<Table> {
                     network.count(),
                     run.seed,
                     record.epoch,
-                    record.loss
+                    record.loss as f32
                 ])?;
             }
         }
@@ -361,7 +363,7 @@ fn final_table(results: &[Results]) -> Result<Table> {
         "parameters",
         "seed",
         "epochs",
-        "mse",
+        "mean_squared_error",
         "gradient_norm",
         "prediction_range",
         "dead",
@@ -377,9 +379,9 @@ fn final_table(results: &[Results]) -> Result<Table> {
                 network.count(),
                 run.seed,
                 run.fitted.epochs,
-                run.fitted.loss,
-                run.fitted.gradient_norm,
-                range(&run.predictions),
+                run.fitted.loss as f32,
+                run.fitted.gradient_norm as f32,
+                range(&run.predictions) as f32,
                 run.dead,
                 run.dead_at_start
             ])?;
@@ -396,10 +398,10 @@ fn summary_table(results: &[Results]) -> Result<Table> {
         "layers",
         "parameters",
         "seeds",
-        "mse_best",
-        "mse_lower_quartile",
-        "mse_median",
-        "mse_upper_quartile",
+        "mean_squared_error_best",
+        "mean_squared_error_lower_quartile",
+        "mean_squared_error_median",
+        "mean_squared_error_upper_quartile",
         "dead",
         "dead_at_start",
         "dead_share",
@@ -416,10 +418,10 @@ fn summary_table(results: &[Results]) -> Result<Table> {
             result.layers(),
             result.network.count(),
             result.runs.len(),
-            result.best_and_median().map(|(best, _)| best.fitted.loss),
-            quartiles.map(|[low, _, _]| low),
-            quartiles.map(|[_, middle, _]| middle),
-            quartiles.map(|[_, _, high]| high),
+            result.best_and_median().map(|(best, _)| best.fitted.loss as f32),
+            quartiles.map(|[low, _, _]| low as f32),
+            quartiles.map(|[_, middle, _]| middle as f32),
+            quartiles.map(|[_, _, high]| high as f32),
             dead,
             result.count(|run| run.dead_at_start),
             dead as f64 / result.runs.len() as f64,
@@ -452,11 +454,11 @@ fn predictions_table(results: &[Results]) -> Result<Table> {
                 network,
                 x,
                 y,
-                ends.map(|(best, _)| best.predictions[index]),
-                ends.map(|(_, median)| median.predictions[index]),
-                quartiles.map(|[low, _, _]| low),
-                quartiles.map(|[_, middle, _]| middle),
-                quartiles.map(|[_, _, high]| high)
+                ends.map(|(best, _)| best.predictions[index] as f32),
+                ends.map(|(_, median)| median.predictions[index] as f32),
+                quartiles.map(|[low, _, _]| low as f32),
+                quartiles.map(|[_, middle, _]| middle as f32),
+                quartiles.map(|[_, _, high]| high as f32)
             ])?;
         }
     }
