@@ -23,12 +23,14 @@ pub mod gradient_norm;
 pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
+pub mod simulate;
 pub mod trajectory;
 
 pub use experiment::{Ending, Entry, Experiment, main};
 
 /// Every experiment, in the report's order.
 pub const EXPERIMENTS: &[Entry] = &[
+    Entry::of::<simulate::Simulate>(),
     Entry::of::<classify::Classify>(),
     Entry::of::<trajectory::Trajectory>(),
     Entry::of::<gradient_norm::GradientNorm>(),
