@@ -106,6 +106,8 @@ mod kernels {
     use tch::{Kind, Tensor};
 
     const LANES: usize = 16;
+    // What is called from an inner loop is `#[inline]`: otherwise it may land in another codegen unit, and cost four times the time.
+
     /// One number of each of sixteen examples.
     type Row = [f32; LANES];
     /// So many rows of examples go through the network at once: 512 examples.
@@ -236,12 +238,14 @@ mod kernels {
         }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn load(row: &Row) -> __m512 {
         // SAFETY: sixteen numbers.
         unsafe { _mm512_loadu_ps(row.as_ptr()) }
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn store(row: &mut Row, values: __m512) {
         // SAFETY: sixteen numbers.
@@ -250,6 +254,7 @@ mod kernels {
 
     /// `y[o] = bias[o] + Σ_i W[o, i] a[i]` for each example, with a `[inputs, rows]`, y `[outputs, rows]` and W's entries `strides`
     /// apart along o and i: W as it lies, or transposed.
+    #[inline]
     #[target_feature(enable = "avx512f,fma")]
     fn product(
         weight: &[f32],
@@ -283,6 +288,7 @@ mod kernels {
     }
 
     /// Eight sums at a time, so that none waits for another: N units for R rows. Returns R.
+    #[inline]
     #[target_feature(enable = "avx512f,fma")]
     fn tile<const N: usize, const R: usize>(
         weight: &[f32],
@@ -316,6 +322,7 @@ mod kernels {
         R
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn rectify(y: &mut [Row], slope: f32) {
         let (zero, slopes) = (_mm512_setzero_ps(), _mm512_set1_ps(slope));
@@ -333,6 +340,7 @@ mod kernels {
     }
 
     /// The activation is above 0 where its input was.
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn rectify_gradient(delta: &mut [Row], activation: &[Row], slope: f32) {
         let (zero, slopes) = (_mm512_setzero_ps(), _mm512_set1_ps(slope));
@@ -344,6 +352,7 @@ mod kernels {
     }
 
     /// Sum of squared errors, and `factor` times the errors, 0 beyond the last example.
+    #[inline]
     #[target_feature(enable = "avx512f,fma")]
     fn errors(
         outputs: &[Row],
@@ -365,6 +374,7 @@ mod kernels {
         f64::from(_mm512_reduce_add_ps(sum))
     }
 
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn total(rows: &[Row]) -> f32 {
         let mut sum = _mm512_setzero_ps();
@@ -375,6 +385,7 @@ mod kernels {
     }
 
     /// `dW[o, i] += Σ delta[o] a[i]` over the examples.
+    #[inline]
     #[target_feature(enable = "avx512f,fma")]
     fn weight_gradient(delta: &[Row], a: &[Row], rows: usize, gradient: &mut [f32]) {
         let (outputs, inputs) = (delta.len() / rows, a.len() / rows);
@@ -396,6 +407,7 @@ mod kernels {
     }
 
     /// N by I of them. Returns I.
+    #[inline]
     #[target_feature(enable = "avx512f,fma")]
     fn outer<const N: usize, const I: usize>(
         delta: &[Row],
