@@ -221,6 +221,7 @@ fn open<E: Experiment>(
         (folder, fresh)
     };
     folder.lock().map(std::mem::forget)?;
+    let _ = flatland_record::forget_peak_memory();
     let on = device.reason.as_deref().map(|reason| format!(" (auto: {reason})")).unwrap_or_default();
     progress.note(&format!("{} on {}{on}", E::NAME, device.name));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -92,11 +92,11 @@ impl Experiment for GradientNorm {
     const ABOUT: &'static str = "How large is the gradient in the course of training, whole and by layer? Does it shrink as the \
         loss falls, and where does it spike?";
     const EXAMPLES: &'static str = "Examples:
-  gradient-norm --preset quick                  a few seconds
+  gradient-norm --preset quick                  a second
   gradient-norm                                 the report's settings, 32 seeds as one stack
   gradient-norm --set 'target=\"sign(sin(5*PI*x))\"' --set epochs=20000
   gradient-norm --resume                        after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 20.), ("quick", 3.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 2.), ("quick", 1.)];
     const PRESETS: &'static str = include_str!("../../../configs/gradient-norm.toml");
     type Settings = Settings;
 

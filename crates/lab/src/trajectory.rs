@@ -104,7 +104,7 @@ impl Experiment for Trajectory {
   trajectory --preset notebook                     the notebook's learning rate instead of the report's
   trajectory --set layer=3 --set biases=true       the last layer beside the whole model, biases included
   trajectory --resume                              after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 107.), ("notebook", 96.), ("quick", 7.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 62.), ("notebook", 37.), ("quick", 3.)];
     const PRESETS: &'static str = include_str!("../../../configs/trajectory.toml");
     type Settings = Settings;
 

@@ -30,7 +30,7 @@ pub use figure::{
 pub use files::{sha256_hex, write_atomically};
 pub use git::GitState;
 pub use manifest::{DataSetRecord, DeviceRecord, FileRecord, MANIFEST_FILE, Manifest, NumbersRecord, Status};
-pub use process::peak_memory_mib;
+pub use process::{forget_peak_memory, peak_memory_mib};
 pub use report::{REPORT_FILE, write_report};
 pub use run::{LockGuard, RunFolder, now_rfc3339};
 pub use table::{Cell, Table, short};

@@ -63,7 +63,7 @@ pub struct Manifest {
     pub ended: Option<String>,
     /// Time at work, in seconds.
     pub seconds: Option<f64>,
-    /// Largest resident memory of the process, in MiB.
+    /// Largest resident memory of the process since the run began, in MiB.
     pub peak_memory_mib: Option<f64>,
     /// Exit code of the process.
     pub exit_code: Option<i32>,
