@@ -191,3 +191,14 @@ fn what_cannot_be_shown_is_said_in_one_sentence() {
     assert!(said.contains("is not a manifest"), "{said}");
     assert!(files_in(out.path()).iter().all(|path| path.extension().is_none()), "nothing was written");
 }
+
+#[test]
+fn all_is_refused_before_anything_runs_where_one_of_them_cannot() {
+    let out = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut command = assert_cmd::Command::new(BINARY);
+    command.args(["run", "all", "--preset", "notebook", "--out"]).arg(out.path());
+    // simulate has this preset, classify does not.
+    let said = complaint(command, 2);
+    assert!(said.contains("classify") && said.contains("notebook"), "{said}");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
+}

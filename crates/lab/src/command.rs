@@ -19,6 +19,7 @@ pub struct Flag {
 /// What every experiment's binary takes. Flags go over `--set`, `--set` over `--config`, `--config` over the preset.
 #[derive(Debug, Clone, Parser)]
 #[command(version, max_term_width = 100)]
+#[allow(clippy::struct_excessive_bools)] // flags are
 pub struct Arguments {
     /// Settings to start from: `paper` (the report's) or `quick` (about a minute on 2 cores)
     #[arg(long, default_value = "paper", value_name = "NAME")]
@@ -74,6 +75,10 @@ pub struct Arguments {
     /// Print the settings as they come out of preset, file and flags, and stop
     #[arg(long)]
     pub show_settings: bool,
+
+    /// Whether this is a part of `lab run all`: with `--resume`, a finished run with the same settings is then taken as it is.
+    #[arg(skip)]
+    pub all: bool,
 
     /// What the experiment's own flags were given.
     #[arg(skip)]

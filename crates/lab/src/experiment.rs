@@ -77,6 +77,8 @@ pub struct Entry {
     pub flags: &'static [Flag],
     /// Its command line.
     pub command: fn() -> clap::Command,
+    /// Refuses settings that cannot be run.
+    pub check: fn(&Arguments) -> Result<()>,
     /// Runs it.
     pub run: fn(&Arguments) -> Ending,
 }
@@ -100,6 +102,7 @@ impl Entry {
             seconds: E::SECONDS,
             flags: E::FLAGS,
             command: command::<E>,
+            check: |arguments| E::check(&resolve(E::PRESETS, arguments)?),
             run: run::<E>,
         }
     }
@@ -125,8 +128,9 @@ pub fn main<E: Experiment>() -> ExitCode {
 /// From a command line to an exit code.
 fn run<E: Experiment>(arguments: &Arguments) -> Ending {
     match prepare::<E>(arguments) {
-        Ok(None) => Ending { code: OK, folder: None },
-        Ok(Some((settings, run))) => {
+        Ok(Prepared::Nothing) => Ending { code: OK, folder: None },
+        Ok(Prepared::Finished(folder)) => Ending { code: OK, folder: Some(folder) },
+        Ok(Prepared::Ready(settings, run)) => {
             let code = execute::<E>(&settings, &run);
             Ending { code, folder: Some(run.folder.path().to_path_buf()) }
         }
@@ -153,26 +157,43 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// A run that can start, or nothing to run, or an error with the exit code that it means.
-type Prepared<S> = Result<Option<(S, Run)>, (anyhow::Error, u8)>;
+/// What a command line comes to.
+enum Prepared<S> {
+    /// A run that can start.
+    Ready(S, Box<Run>),
+    /// A run that an earlier `lab run all` has finished.
+    Finished(PathBuf),
+    /// Nothing to run.
+    Nothing,
+}
 
-/// From the command line to a run that can start; `None` when there is nothing to run.
-fn prepare<E: Experiment>(arguments: &Arguments) -> Prepared<E::Settings> {
+/// From the command line to a run that can start, or an error with the exit code that it means.
+fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Prepared<E::Settings>, (anyhow::Error, u8)> {
     let usage = |error: anyhow::Error| (error, USAGE);
     let settings: E::Settings = resolve(E::PRESETS, arguments).map_err(|error| usage(error.into()))?;
     E::check(&settings).map_err(usage)?;
     let text = toml::to_string(&settings).map_err(|error| usage(error.into()))?;
     if arguments.show_settings {
         print(&text).map_err(|error| (error, FAILED))?;
-        return Ok(None);
+        return Ok(Prepared::Nothing);
     }
     if arguments.workers == Some(0) {
         return Err(usage(anyhow::anyhow!("--workers must be at least 1, found 0")));
     }
     let choice: DeviceChoice = arguments.device.parse().map_err(|error| usage(anyhow::Error::new(error)))?;
     let device = choose(choice).map_err(|error| (error.into(), FAILED))?;
-    let run = open::<E>(&settings, &text, arguments, device).map_err(|error| (error, FAILED))?;
-    Ok(Some((settings, run)))
+    let failed = |error: anyhow::Error| (error, FAILED);
+    if arguments.resume && arguments.all {
+        let fresh = new_manifest::<E>(&settings, arguments, &device).map_err(failed)?;
+        if let Some(folder) = finished::<E>(arguments, &identity(&device, &text), &fresh).map_err(failed)? {
+            if !arguments.quiet {
+                eprintln!("finished already: {}", folder.display());
+            }
+            return Ok(Prepared::Finished(folder));
+        }
+    }
+    let run = open::<E>(&settings, &text, arguments, device).map_err(failed)?;
+    Ok(Prepared::Ready(settings, Box::new(run)))
 }
 
 /// What the first signal sets; the second ends the process at once. Listened to once, however many runs a process makes.
@@ -202,8 +223,7 @@ fn open<E: Experiment>(
 ) -> Result<Run> {
     let progress = Progress::new(arguments.quiet);
     let interrupted = interruption()?;
-    // Numbers differ between devices in their last bits: a run is resumed only where it began.
-    let identity = format!("# device: {:?}\n{text}", device.device);
+    let identity = identity(&device, text);
     let fresh = new_manifest::<E>(settings, arguments, &device)?;
     let resumed = if arguments.resume { resumable::<E>(arguments, &identity, &fresh)? } else { None };
     if arguments.resume && resumed.is_none() {
@@ -246,6 +266,29 @@ fn open<E: Experiment>(
     Ok(run)
 }
 
+/// What a run's folder is found by. Numbers differ between devices in their last bits: a run is resumed only where it began.
+fn identity(device: &ChosenDevice, text: &str) -> String {
+    format!("# device: {:?}\n{text}", device.device)
+}
+
+/// What else must be the same for numbers to be of one kind.
+fn origin(manifest: &Manifest) -> (BTreeMap<String, String>, Option<String>, String) {
+    (manifest.versions.clone(), manifest.git_commit.clone(), manifest.device.name.clone())
+}
+
+/// The newest finished run with these settings, if the same code on the same machine made it.
+fn finished<E: Experiment>(
+    arguments: &Arguments,
+    identity: &str,
+    fresh: &Manifest,
+) -> Result<Option<PathBuf>> {
+    let Some(folder) = RunFolder::finished_latest(&arguments.out, E::NAME, identity)? else {
+        return Ok(None);
+    };
+    let manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
+    Ok((origin(&manifest) == origin(fresh)).then(|| folder.path().to_path_buf()))
+}
+
 /// The newest unfinished run with these settings, if the same code on the same machine began it: otherwise its numbers would
 /// be of two kinds.
 fn resumable<E: Experiment>(
@@ -255,9 +298,6 @@ fn resumable<E: Experiment>(
 ) -> Result<Option<(RunFolder, Manifest)>> {
     let Some(folder) = RunFolder::resume_latest(&arguments.out, E::NAME, identity)? else { return Ok(None) };
     let manifest = Manifest::read(&folder.file(MANIFEST_FILE))?;
-    let origin = |manifest: &Manifest| {
-        (manifest.versions.clone(), manifest.git_commit.clone(), manifest.device.name.clone())
-    };
     Ok((origin(&manifest) == origin(fresh)).then_some((folder, manifest)))
 }
 
@@ -266,9 +306,12 @@ fn new_manifest<E: Experiment>(
     arguments: &Arguments,
     device: &ChosenDevice,
 ) -> Result<Manifest> {
-    let changed = arguments.config.is_some() || !arguments.set.is_empty();
+    let changed = arguments.config.is_some() || !arguments.set.is_empty() || !arguments.own.is_empty();
     let preset = format!("{}{}", arguments.preset, if changed { ", changed" } else { "" });
     let mut manifest = Manifest::new(E::NAME, &preset, serde_json::to_value(settings)?);
+    if arguments.all {
+        manifest.command = command_of_one(&manifest.command, E::NAME, arguments.dataset.is_some());
+    }
     manifest.question = Some(E::ABOUT.to_owned());
     manifest.seeds = E::seeds(settings);
     manifest.device = DeviceRecord {
@@ -286,7 +329,29 @@ fn new_manifest<E: Experiment>(
         ]
         .map(|(name, version)| (name.to_owned(), version.to_owned())),
     );
+    // Two builds of one commit may differ; a run is resumed by the same program only.
+    let program = std::env::current_exe().and_then(std::fs::read);
+    if let Ok(bytes) = program {
+        manifest.versions.insert("program_sha256".to_owned(), flatland_record::sha256_hex(&bytes));
+    }
     Ok(manifest)
+}
+
+/// The command that repeats one experiment of a `lab run all`.
+fn command_of_one(all: &[String], name: &str, data_set: bool) -> Vec<String> {
+    let mut command = Vec::new();
+    let mut words = all.iter();
+    while let Some(word) = words.next() {
+        let follows_run = command.last().is_some_and(|last| last == "run");
+        match word.as_str() {
+            "all" if follows_run => command.push(name.to_owned()),
+            // It has none.
+            "--dataset" if !data_set => drop(words.next()),
+            word if !data_set && word.starts_with("--dataset=") => {}
+            word => command.push(word.to_owned()),
+        }
+    }
+    command
 }
 
 fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
@@ -375,6 +440,18 @@ fn closing_table(run: &Run) -> comfy_table::Table {
     table
 }
 
+/// Whether these are the settings of a preset, but for some keys.
+pub(crate) fn is_preset<E: Experiment>(settings: &E::Settings, preset: &str, but_for: &[&str]) -> bool {
+    let table = |settings: &E::Settings| {
+        let mut table = toml::Table::try_from(settings).ok()?;
+        table.retain(|key, _| !but_for.contains(&key));
+        Some(table)
+    };
+    let arguments = <Arguments as clap::Parser>::try_parse_from([E::NAME, "--preset", preset]).ok();
+    let presets = arguments.and_then(|arguments| resolve::<E::Settings>(E::PRESETS, &arguments).ok());
+    presets.is_some_and(|theirs| table(settings).is_some() && table(settings) == table(&theirs))
+}
+
 /// The seeds from `first` on.
 pub(crate) fn seeds_from(first: u64, count: u64) -> Vec<u64> {
     (first..first.saturating_add(count)).collect()
@@ -387,4 +464,33 @@ pub(crate) fn seeds_from(first: u64, count: u64) -> Vec<u64> {
 pub(crate) fn check_seeds(seeds: u64) -> Result<()> {
     ensure!((1..=100_000).contains(&seeds), "seeds must lie between 1 and 100,000, found {seeds}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_all_is_repeated_by_a_command_of_its_own() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let all = words("lab run all --dataset digits --out all");
+        assert_eq!(
+            command_of_one(&all, "flatness", true),
+            words("lab run flatness --dataset digits --out all")
+        );
+        assert_eq!(command_of_one(&all, "simulate", false), words("lab run simulate --out all"));
+    }
+
+    #[test]
+    fn a_preset_is_known_whatever_the_seeds() {
+        use crate::gradient_norm::{GradientNorm, Settings};
+        let resolved = |words: &[&str]| -> Settings {
+            let words = [&["gradient-norm"], words].concat();
+            let arguments = <Arguments as clap::Parser>::parse_from(words);
+            resolve(GradientNorm::PRESETS, &arguments).unwrap()
+        };
+        let is = |words: &[&str]| is_preset::<GradientNorm>(&resolved(words), "paper", &["seeds", "seed"]);
+        assert!(is(&[]) && is(&["--seeds", "3"]) && is(&["--set", "epochs=4000"]));
+        assert!(!is(&["--set", "optimiser.lr=0.1"]) && !is(&["--preset", "quick"]));
+    }
 }

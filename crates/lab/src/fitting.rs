@@ -252,7 +252,7 @@ impl Fit<'_> {
             }
             before = [Some(batch.loss), before[0].take()];
             if epoch % PAUSE == PAUSE - 1 {
-                pause(epoch + 1)?;
+                pause((epoch + 1).min(self.epochs))?;
                 if !matches!(self.stop, Stop::Never) && done.f_all()?.f_int64_value(&[])? != 0 {
                     break;
                 }
@@ -380,6 +380,19 @@ mod tests {
 
     fn small() -> Network {
         network(&[1, 6, 5, 1], &Layer::LeakyRelu).unwrap()
+    }
+
+    #[test]
+    fn a_pause_in_the_last_epoch_tells_no_more_epochs_than_there_are() {
+        let (network, target) = (small(), "x".parse().unwrap());
+        let mut told = Vec::new();
+        let all = fit(&network, &target, 99, Stop::Never);
+        all.train(Device::Cpu, &SEEDS, |epochs| {
+            told.push(epochs);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(told, [99]);
     }
 
     #[test]

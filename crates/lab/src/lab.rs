@@ -100,8 +100,8 @@ fn list(out: &Path) -> Result<()> {
             .collect();
         table.add_row([entry.name, entry.about, &times.join("\n")]);
     }
-    let note = "Times marked * are those of the newest finished run here; the others were measured on 2 cores, one seed as \
-                the preset has it.\nRun one with `lab run <experiment> --preset <preset>`, or all with `lab run all`.";
+    let note = "Times marked * are those of the newest finished run here; the others were measured on 2 cores, with the \
+                preset's seeds.\nRun one with `lab run <experiment> --preset <preset>`, or all with `lab run all`.";
     print(&format!("{table}\n{note}\n"))
 }
 
@@ -157,17 +157,28 @@ fn run_all(arguments: &Arguments) -> u8 {
         ));
         return USAGE;
     }
+    let mine = |entry: &Entry| {
+        let mut mine = arguments.clone();
+        mine.all = true;
+        if !has_data_set(entry) {
+            mine.dataset = None;
+        }
+        mine
+    };
+    // What one of them cannot run is found out before the first has run.
+    for entry in EXPERIMENTS {
+        if let Err(error) = (entry.check)(&mine(entry)) {
+            complain(&error.context(entry.name));
+            return USAGE;
+        }
+    }
     let start = Instant::now();
     let (mut runs, mut failed, mut stopped) = (Vec::new(), Vec::new(), None);
     for (index, entry) in EXPERIMENTS.iter().enumerate() {
         if !arguments.quiet {
             eprintln!("== {} ({} of {})", entry.name, index + 1, EXPERIMENTS.len());
         }
-        let mut mine = arguments.clone();
-        if !has_data_set(entry) {
-            mine.dataset = None;
-        }
-        let ending = (entry.run)(&mine);
+        let ending = (entry.run)(&mine(entry));
         runs.extend(ending.folder);
         match ending.code {
             OK => {}

@@ -2,7 +2,7 @@
 //! networks die (ReLU units that are off at every point pass no gradient; Lu et al. 2020, "Dying ReLU and initialization").
 
 use crate::command::Flag;
-use crate::experiment::{Experiment, check_seeds, seeds_from};
+use crate::experiment::{Experiment, check_seeds, is_preset, seeds_from};
 use crate::fitting::{Fit, Fitted, Grid, Stop, fit_all, network};
 use crate::run::Run;
 use crate::summary::{quartiles, short, subtitle, thousands};
@@ -45,6 +45,9 @@ pub struct Settled {
 const FLAT: f64 = 0.01;
 /// An initial network is dead if its output is constant up to the rounding of f32. A deep one's is nearly so, and alive.
 const ROUNDING: f64 = 1e-6;
+
+/// More losses than this would be no table.
+const MOST_ROWS: u64 = 10_000_000;
 
 /// A function and its samples.
 struct Target {
@@ -99,8 +102,18 @@ impl Experiment for Simulate {
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
         settings.grid.check().context("grid")?;
-        ensure!(settings.epochs > 0, "epochs must be at least 1, found 0");
-        ensure!(settings.every > 0, "every must be at least 1, found 0");
+        let (epochs, every) = (settings.epochs, settings.every);
+        ensure!(
+            (1..=10_000_000).contains(&epochs),
+            "epochs must lie between 1 and 10,000,000, found {epochs}"
+        );
+        ensure!(every > 0, "every must be at least 1, found 0");
+        let fits = (settings.targets.len() * settings.networks.len()) as u64 * settings.seeds;
+        let rows = fits.saturating_mul(u64::from(epochs / every));
+        ensure!(
+            rows <= MOST_ROWS,
+            "losses to record are targets x networks x seeds x epochs / every, at most {MOST_ROWS}, found {rows}: raise every"
+        );
         for (key, bound) in [("below", settings.stop.below), ("change", settings.stop.change)] {
             ensure!(
                 bound >= 0. && bound.is_finite(),
@@ -655,8 +668,10 @@ fn judge(settings: &Settings, results: &[Results]) -> Vec<Outcome> {
     let find = |function: &str, network: &str| {
         results.iter().find(|result| result.target.name() == function && result.network.name() == network)
     };
-    let grid = settings.grid == Grid { from: -1.5, step: 0.01, points: 300 };
-    let trained_as_reported = grid && settings.epochs >= 20_000;
+    // Presets differ in targets and networks, which the claims name.
+    let free = ["seeds", "seed", "targets", "networks", "every"];
+    let trained_as_reported = is_preset::<Simulate>(settings, "paper", &free);
+    let so_far_as_reported = is_preset::<Simulate>(settings, "paper", &[&free[..], &["epochs"]].concat());
     let of_settings = |network: &str| results.iter().any(|result| result.network.name() == network);
     let models = if MODELS[0].into_iter().any(of_settings) { MODELS[0] } else { MODELS[1] };
     let loss = |result: &Results| result.losses();
@@ -676,7 +691,7 @@ fn judge(settings: &Settings, results: &[Results]) -> Vec<Outcome> {
         Some(runs.iter().map(|run| f64::from(u8::from(run.dead))).collect())
     };
     let after = |function: &str, epoch: u32| -> Option<Vec<f64>> {
-        (grid && settings.epochs >= epoch).then_some(())?;
+        (so_far_as_reported && settings.epochs >= epoch).then_some(())?;
         find(function, MODELS[1][0])?.runs.iter().map(|run| run.loss_after(epoch)).collect()
     };
     let deeper = |deep: usize| -> Option<Vec<f64>> {

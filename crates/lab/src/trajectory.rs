@@ -88,6 +88,8 @@ struct Likeness<T> {
 
 /// How many components are looked at, where there are so many.
 const COMPONENTS: usize = 10;
+/// In all snapshots: 1.6 GB of f64, of which there are two copies at a time.
+const MOST_NUMBERS: u64 = 200_000_000;
 /// More runs than this are no figure, and their pairs no table.
 const MOST_SEEDS: u64 = 50;
 
@@ -121,6 +123,11 @@ impl Experiment for Trajectory {
             settings.epochs
         );
         ensure!(settings.every > 0, "every must be at least 1, found 0");
+        let numbers = settings.seeds * u64::from(settings.epochs + 1) * settings.network()?.count() as u64;
+        ensure!(
+            numbers <= MOST_NUMBERS,
+            "snapshots hold seeds x (epochs + 1) x parameters numbers, at most {MOST_NUMBERS}, found {numbers}"
+        );
         let layers = settings.hidden.len() + 1;
         ensure!(
             (1..=layers).contains(&settings.layer),
@@ -609,7 +616,7 @@ const CLAIMS: [Claim; 5] = [
     Claim {
         id: "more-than-a-random-walk",
         statement: "Two components of a run's own snapshots explain more than those of a random walk as long",
-        source: "Antognini and Sohl-Dickstein 2018",
+        source: "Flatland",
         statistic: "share of the variance that a run's two components explain, all weights, minus a random walk's",
         rule: Rule::MeanAbove(0.),
     },

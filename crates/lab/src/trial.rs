@@ -232,8 +232,8 @@ fn key(run: &Run, network: &Network, images: &Images, trial: &Trial) -> Result<S
 
 /// A network in a trial's key.
 pub fn describe(network: &Network) -> serde_json::Value {
-    let shapes = network.parameters().iter().map(|p| format!("{} {:?}", p.name, p.shape)).collect::<Vec<_>>();
-    serde_json::json!({ "name": network.name(), "parameters": shapes })
+    // Layers, shapes and activations.
+    serde_json::json!(format!("{network:?}"))
 }
 
 /// Where a trial is kept.

@@ -87,14 +87,17 @@ pub fn forward(
             numbers(&x),
             numbers(&weight),
             numbers(&bias),
-            numbers_mut(&y),
+            // SAFETY: y was just made.
+            unsafe { numbers_mut(&y) },
             &mut winners,
             shape,
             rectified,
         );
     } else {
         let convolved = x.f_conv2d(&weight, Some(&bias), 1, 0, 1, 1)?.f_contiguous()?;
-        kernels::pool(numbers(&convolved), numbers_mut(&y), &mut winners, shape, rectified);
+        // SAFETY: y was just made.
+        let rows = unsafe { numbers_mut(&y) };
+        kernels::pool(numbers(&convolved), rows, &mut winners, shape, rectified);
     }
     Ok((y, Saved { x, winners, padding }))
 }
@@ -113,12 +116,14 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
     kernels::weight_gradient(
         &open,
         numbers(&saved.x),
-        numbers_mut(&result.weight),
-        numbers_mut(&result.bias),
+        // SAFETY: both were just made.
+        unsafe { numbers_mut(&result.weight) },
+        unsafe { numbers_mut(&result.bias) },
         shape,
     );
     let Some(mut dx) = result.x else { return Ok(result) };
-    kernels::input_gradient(&open, numbers(&weight), numbers_mut(&dx), shape);
+    // SAFETY: dx was just made.
+    kernels::input_gradient(&open, numbers(&weight), unsafe { numbers_mut(&dx) }, shape);
     if saved.padding > 0 {
         let size = dx.size();
         for (dimension, length) in [(2, size[2]), (3, size[3])] {
@@ -135,9 +140,12 @@ pub fn numbers(tensor: &Tensor) -> &[f32] {
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 
-/// The same, to be written to; for tensors that were just made here.
+/// The same, to be written to.
+///
+/// # Safety
+/// Nothing else may look at the tensor's numbers meanwhile: it was just made, and this is called for it once.
 #[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
-pub fn numbers_mut(tensor: &Tensor) -> &mut [f32] {
+pub unsafe fn numbers_mut(tensor: &Tensor) -> &mut [f32] {
     assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
     // SAFETY: as above, and nothing else looks at a tensor that was just made.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }

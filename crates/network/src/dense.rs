@@ -4,7 +4,8 @@
 //! activations stay in the cache from the first layer to the gradient of its last weight. Sixteen examples are a vector, so that
 //! a layer of one unit costs no more than its share.
 //!
-//! The same numbers as the plain operators, but for the order of sums: tested below. Each sum has a fixed order, whatever the
+//! The same numbers as the plain operators, but for the order of sums, as long as they are finite: tested below. Where a network has
+//! overflowed, its gradient is spoilt here and there alike, if not in the same places. Each sum has a fixed order, whatever the
 //! stack. Where this does not fit (f64, cross-entropy, tanh, wide layers, another processor), the plain operators run.
 
 use crate::network::Step;
@@ -152,7 +153,9 @@ mod kernels {
         let mut rooms = Rooms::new(layers);
         let mut losses = Vec::with_capacity(models as usize);
         let parameters = parameters as usize;
-        let stack = numbers(&theta).chunks(parameters).zip(numbers_mut(&gradient).chunks_mut(parameters));
+        // SAFETY: just made above.
+        let rows = unsafe { numbers_mut(&gradient) }.chunks_mut(parameters);
+        let stack = numbers(&theta).chunks(parameters).zip(rows);
         for (theta, gradient) in stack {
             let mut sum = 0.;
             let mut left = examples as usize;

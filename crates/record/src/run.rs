@@ -65,6 +65,23 @@ impl RunFolder {
     /// # Errors
     /// If the name cannot name a folder, or the experiment's folder exists but cannot be listed.
     pub fn resume_latest(outputs: &Path, experiment: &str, settings_toml: &str) -> Result<Option<Self>> {
+        Self::newest(outputs, experiment, settings_toml, |status| status != Status::Finished)
+    }
+
+    /// The newest run of `experiment` with exactly these settings that its manifest calls finished, if any.
+    ///
+    /// # Errors
+    /// As [`RunFolder::resume_latest`].
+    pub fn finished_latest(outputs: &Path, experiment: &str, settings_toml: &str) -> Result<Option<Self>> {
+        Self::newest(outputs, experiment, settings_toml, |status| status == Status::Finished)
+    }
+
+    fn newest(
+        outputs: &Path,
+        experiment: &str,
+        settings_toml: &str,
+        fits: impl Fn(Status) -> bool,
+    ) -> Result<Option<Self>> {
         let all = experiment_folder(outputs, experiment)?;
         let entries = match fs::read_dir(&all) {
             Ok(entries) => entries,
@@ -82,9 +99,8 @@ impl RunFolder {
         candidates.sort();
         Ok(candidates.into_iter().rev().map(|(_, path)| path).find_map(|path| {
             let same = fs::read_to_string(path.join(SETTINGS_FILE)).is_ok_and(|text| text == settings_toml);
-            let unfinished =
-                || Manifest::read(&path.join(MANIFEST_FILE)).is_ok_and(|m| m.status != Status::Finished);
-            (same && unfinished()).then_some(Self { path })
+            let status = || Manifest::read(&path.join(MANIFEST_FILE)).map(|manifest| manifest.status);
+            (same && status().is_ok_and(&fits)).then_some(Self { path })
         }))
     }
 
