@@ -71,4 +71,4 @@ USER flatland
 WORKDIR /flatland
 VOLUME ["/flatland/outputs", "/data"]
 # The experiment is the first word after the image's name.
-CMD ["flatness", "--help"]
+CMD ["lab", "list"]
