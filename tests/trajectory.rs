@@ -191,5 +191,6 @@ fn settings_that_do_not_fit_are_refused() {
     assert!(refusal("every=0").contains("every"));
     assert!(refusal("seeds=51").contains("at most 50"));
     assert!(refusal("hidden=[0]").contains("hidden"));
+    assert!(refusal("hidden=[100000]").contains("parameters"));
     assert!(refusal("batch=0").contains("batch"));
 }

@@ -123,7 +123,8 @@ impl Experiment for Trajectory {
             settings.epochs
         );
         ensure!(settings.every > 0, "every must be at least 1, found 0");
-        let numbers = settings.seeds * u64::from(settings.epochs + 1) * settings.network()?.count() as u64;
+        let network = settings.network().context("hidden")?;
+        let numbers = settings.seeds * u64::from(settings.epochs + 1) * network.count() as u64;
         ensure!(
             numbers <= MOST_NUMBERS,
             "snapshots hold seeds x (epochs + 1) x parameters numbers, at most {MOST_NUMBERS}, found {numbers}"
@@ -137,7 +138,6 @@ impl Experiment for Trajectory {
         settings.images.flat().check()?;
         settings.optimiser.check().context("optimiser")?;
         Training::check_batch(settings.batch, settings.images.flat().most()).context("batch")?;
-        settings.network().context("hidden")?;
         Ok(())
     }
 
