@@ -10,6 +10,7 @@
 //! further. Where these kernels do not fit (f64, another processor, other windows), the plain operators run.
 
 use crate::Result;
+use crate::slices::{slice, slice_mut};
 use tch::{Device, Kind, Tensor};
 
 /// What the backward pass needs of a block's forward pass.
@@ -84,11 +85,11 @@ pub fn forward(
     let mut winners = vec![0; y.numel()];
     if shape.inputs <= OWN_CONVOLUTION_CHANNELS {
         kernels::convolve_and_pool(
-            numbers(&x),
-            numbers(&weight),
-            numbers(&bias),
+            slice(&x),
+            slice(&weight),
+            slice(&bias),
             // SAFETY: y was just made.
-            unsafe { numbers_mut(&y) },
+            unsafe { slice_mut(&y) },
             &mut winners,
             shape,
             rectified,
@@ -96,8 +97,8 @@ pub fn forward(
     } else {
         let convolved = x.f_conv2d(&weight, Some(&bias), 1, 0, 1, 1)?.f_contiguous()?;
         // SAFETY: y was just made.
-        let rows = unsafe { numbers_mut(&y) };
-        kernels::pool(numbers(&convolved), rows, &mut winners, shape, rectified);
+        let rows = unsafe { slice_mut(&y) };
+        kernels::pool(slice(&convolved), rows, &mut winners, shape, rectified);
     }
     Ok((y, Saved { x, winners, padding }))
 }
@@ -112,18 +113,18 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
         bias: Tensor::f_zeros([shape.outputs as i64], (Kind::Float, Device::Cpu))?,
         x: with_x.then(|| saved.x.f_empty_like()).transpose()?,
     };
-    let open = kernels::Open::list(&saved.winners, numbers(&gradient), shape);
+    let open = kernels::Open::list(&saved.winners, slice(&gradient), shape);
     kernels::weight_gradient(
         &open,
-        numbers(&saved.x),
+        slice(&saved.x),
         // SAFETY: both were just made.
-        unsafe { numbers_mut(&result.weight) },
-        unsafe { numbers_mut(&result.bias) },
+        unsafe { slice_mut(&result.weight) },
+        unsafe { slice_mut(&result.bias) },
         shape,
     );
     let Some(mut dx) = result.x else { return Ok(result) };
     // SAFETY: dx was just made.
-    kernels::input_gradient(&open, numbers(&weight), unsafe { numbers_mut(&dx) }, shape);
+    kernels::input_gradient(&open, slice(&weight), unsafe { slice_mut(&dx) }, shape);
     if saved.padding > 0 {
         let size = dx.size();
         for (dimension, length) in [(2, size[2]), (3, size[3])] {
@@ -131,24 +132,6 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
         }
     }
     Ok(BlockGradient { x: Some(dx), ..result })
-}
-
-/// The numbers of a contiguous f32 tensor on the CPU.
-pub fn numbers(tensor: &Tensor) -> &[f32] {
-    assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
-    // SAFETY: contiguous f32 on the CPU; the borrow keeps the storage alive.
-    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
-}
-
-/// The same, to be written to.
-///
-/// # Safety
-/// Nothing else may look at the tensor's numbers meanwhile: it was just made, and this is called for it once.
-#[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
-pub unsafe fn numbers_mut(tensor: &Tensor) -> &mut [f32] {
-    assert!(tensor.is_contiguous() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu);
-    // SAFETY: as above, and nothing else looks at a tensor that was just made.
-    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
 }
 
 /// Sizes of a block; height and width include the padding.

@@ -98,7 +98,7 @@ mod kernels {
 #[cfg(target_arch = "x86_64")]
 mod kernels {
     use super::{Activation, DenseLayer};
-    use crate::block::{numbers, numbers_mut};
+    use crate::slices::{slice, slice_mut};
     use std::arch::x86_64::{
         __m512, _CMP_GT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
         _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps,
@@ -124,7 +124,7 @@ mod kernels {
         /// Of `[B, F]`; what is beyond the last example is 0.
         fn of(tensor: &Tensor) -> Self {
             let tensor = tensor.contiguous();
-            let (values, features) = (numbers(&tensor), tensor.size()[1] as usize);
+            let (values, features) = (slice(&tensor), tensor.size()[1] as usize);
             let piece = |values: &[f32]| {
                 let rows = (values.len() / features).div_ceil(LANES);
                 let mut columns = vec![[0.; LANES]; features * rows];
@@ -154,8 +154,8 @@ mod kernels {
         let mut losses = Vec::with_capacity(models as usize);
         let parameters = parameters as usize;
         // SAFETY: just made above.
-        let rows = unsafe { numbers_mut(&gradient) }.chunks_mut(parameters);
-        let stack = numbers(&theta).chunks(parameters).zip(rows);
+        let rows = unsafe { slice_mut(&gradient) }.chunks_mut(parameters);
+        let stack = slice(&theta).chunks(parameters).zip(rows);
         for (theta, gradient) in stack {
             let mut sum = 0.;
             let mut left = examples as usize;
@@ -464,17 +464,18 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
+        /// Widths, depth and batch are so small that every sum of the gradient is exact in f32, and the means are over powers of
+        /// two: equality can be asked to the last bit. (Not with LeakyReLU, whose 0.01 is not exact: at a kink, rounding decides.)
         #[test]
         fn equals_plain_operators(
-            widths in prop::collection::vec(1i64..12, 2..5), models in 1i64..4, power in 0u32..10, seed: u64,
+            widths in prop::collection::vec(1i64..=5, 2..=4), models in 1i64..4, power in 0u32..=5, seed: u64,
         ) {
             tch::set_num_threads(1);
-            let network = Network::dense(&widths, &Layer::Relu).unwrap();
-            // A power of two of examples, and of outputs, so that means are exact too.
             let batch = 1i64 << power;
-            let network = if network.outputs().count_ones() == 1 { network } else {
-                Network::dense(&[&widths[..widths.len() - 1], &[8]].concat(), &Layer::Relu).unwrap()
-            };
+            let outputs = widths[widths.len() - 1];
+            let outputs = if outputs.count_ones() == 1 { outputs } else { 8 };
+            let widths = [&widths[..widths.len() - 1], &[outputs]].concat();
+            let network = Network::dense(&widths, &Layer::Relu).unwrap();
             let theta = whole_numbers(&[models, network.count()], 1, seed);
             let x = whole_numbers(&[batch, network.input()[0]], 2, seed ^ 1);
             let targets = whole_numbers(&[batch, network.outputs()], 3, seed ^ 2);
@@ -482,9 +483,9 @@ mod tests {
                 loss_and_gradient(&network, &theta, &x, &targets, Loss::MeanSquaredError)
             {
                 let (expected, expected_gradient) = plain(&network, &theta, &x, &targets);
-                // A sum of squares may leave the exact range.
+                // A large sum of squares need not be exact.
                 prop_assert!(losses.allclose(&expected, 1e-6, 0., false), "{losses} {expected}");
-                prop_assert!(gradient.allclose(&expected_gradient, 1e-6, 1e-5, false));
+                prop_assert!(gradient.equal(&expected_gradient), "{gradient} {expected_gradient}");
             }
         }
     }

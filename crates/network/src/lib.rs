@@ -19,6 +19,7 @@ mod loss;
 mod network;
 mod optimiser;
 mod pooling;
+mod slices;
 pub mod snapshot;
 pub mod streams;
 mod training;

@@ -62,6 +62,9 @@ impl Parameter {
     }
 }
 
+/// Beyond this no machine holds the parameters of a layer.
+const MOST_PARAMETERS: i128 = 1 << 40;
+
 /// What is computed, in order; indices point into the parameters, the bias following its weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Step {
@@ -130,6 +133,7 @@ impl Network {
                             "its kernel must lie between 1 and the input of {shape:?}"
                         )));
                     }
+                    check_size(&[channels, inputs, kernel, kernel]).map_err(refuse)?;
                     convolutions += 1;
                     let fan_in = inputs * kernel * kernel;
                     let weight = add(
@@ -163,8 +167,9 @@ impl Network {
                     if width < 1 {
                         return Err(refuse("it needs at least one output".into()));
                     }
+                    let inputs: i64 = shape.iter().product();
+                    check_size(&[width, inputs]).map_err(refuse)?;
                     dense += 1;
-                    let inputs = shape.iter().product();
                     let weight = add(format!("fc{dense}.weight"), &[width, inputs], inputs, &mut offset);
                     add(format!("fc{dense}.bias"), &[width], inputs, &mut offset);
                     steps.push(Step::Dense { weight });
@@ -407,6 +412,14 @@ impl Network {
     }
 }
 
+fn check_size(shape: &[i64]) -> Result<(), String> {
+    let count = shape.iter().try_fold(1i128, |count, &n| count.checked_mul(i128::from(n)));
+    if count.is_some_and(|count| count <= MOST_PARAMETERS) {
+        return Ok(());
+    }
+    Err(format!("its weights, {shape:?}, are more than 2^40"))
+}
+
 /// One step of one model; `parameters` are views into θ or leaves of a graph.
 pub(crate) fn apply(step: Step, x: &Tensor, parameters: &[Tensor], fused: bool) -> Result<Tensor> {
     Ok(match step {
@@ -485,6 +498,8 @@ mod tests {
         assert!(Network::dense(&[0, 3], &Layer::Relu).is_err());
         assert!(Network::dense(&[3], &Layer::Relu).is_err());
         assert!(Network::dense(&[3, 0], &Layer::Relu).is_err());
+        let huge = Network::dense(&[1, i64::MAX, i64::MAX, 1], &Layer::Relu);
+        assert!(huge.unwrap_err().to_string().contains("2^40"));
         assert!(Network::new("flat", &[28, 28], &[Layer::Dense { width: 1 }]).is_err());
         assert!(Network::new("open", &[1, 4, 4], &[Layer::MaxPool { size: 2 }]).is_err());
         let large = [Layer::Convolution { channels: 1, kernel: 5, padding: 0 }, Layer::Dense { width: 1 }];

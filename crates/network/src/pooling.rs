@@ -5,6 +5,8 @@
 //! included. ReLU commutes with the maximum and has a quarter of the work after it.
 
 use crate::Result;
+use crate::slices::{slice, slice_mut};
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
 /// Whether these kernels can do it: 2x2 windows of f32 or f64 on a CPU.
@@ -36,27 +38,15 @@ fn size4(x: &Tensor) -> [i64; 4] {
     [size[0], size[1], size[2], size[3]]
 }
 
-trait Number: Copy + PartialOrd + Default + Send + Sync {}
+trait Number: Element + Copy + PartialOrd + Default + Send + Sync {}
 impl Number for f32 {}
 impl Number for f64 {}
-
-/// The numbers of a contiguous CPU tensor of kind T.
-fn slice<T>(tensor: &Tensor) -> &[T] {
-    // SAFETY: callers pass contiguous CPU tensors of T's kind; the borrow keeps the storage alive.
-    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), tensor.numel()) }
-}
-
-/// The same, to be written to; only for tensors that were just made and are not shared.
-#[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
-fn slice_mut<T>(tensor: &Tensor) -> &mut [T] {
-    // SAFETY: as above; the tensor is fresh, so nothing else looks at its storage.
-    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) }
-}
 
 fn forward_planes<T: Number>(x: &Tensor, y: &Tensor, shape: Shape, rectified: bool) {
     let Shape { height, width } = shape;
     let (from, to) = (height * width, (height / 2) * (width / 2));
-    let (x, y) = (slice::<T>(x), slice_mut::<T>(y));
+    // SAFETY: y was just made, by the caller.
+    let (x, y) = (slice::<T>(x), unsafe { slice_mut::<T>(y) });
     for (x, y) in x.chunks_exact(from).zip(y.chunks_exact_mut(to)) {
         dispatch_forward(x, y, shape, rectified);
     }

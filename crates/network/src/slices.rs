@@ -1,0 +1,26 @@
+//! The numbers of tensors as slices, for kernels of our own.
+
+use tch::kind::Element;
+use tch::{Device, Tensor};
+
+fn check<T: Element>(tensor: &Tensor) {
+    assert!(tensor.is_contiguous() && tensor.kind() == T::KIND && tensor.device() == Device::Cpu);
+}
+
+/// The numbers of a contiguous tensor of kind T on the CPU.
+pub fn slice<T: Element>(tensor: &Tensor) -> &[T] {
+    check::<T>(tensor);
+    // SAFETY: contiguous, on the CPU and of T's kind; the borrow keeps the storage alive.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), tensor.numel()) }
+}
+
+/// The same, to be written to.
+///
+/// # Safety
+/// Nothing else may look at the tensor's numbers meanwhile: it was just made, and this is called for it once.
+#[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
+pub unsafe fn slice_mut<T: Element>(tensor: &Tensor) -> &mut [T] {
+    check::<T>(tensor);
+    // SAFETY: as above, and by the caller's word nothing else looks at it.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) }
+}
