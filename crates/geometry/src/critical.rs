@@ -25,9 +25,9 @@ use tch::{Device, Kind, Tensor};
 const DAMPING: std::ops::RangeInclusive<i32> = -26..=4;
 /// A step is at most this share of ‖θ‖.
 const REACH: f64 = 0.1;
-/// A search that takes this many steps …
-const PATIENCE: usize = 20;
-/// … to bring ‖g‖ down to no less than this share of what it was has stalled.
+/// A search that in so many steps brings ‖g‖ down by less than 1 % has stalled.
+pub const PATIENCE: usize = 20;
+/// That is, to no less than this share of what it was.
 const PROGRESS: f64 = 0.99;
 
 /// When to stop.

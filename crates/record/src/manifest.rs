@@ -51,7 +51,7 @@ pub struct Manifest {
     pub data_set: Option<DataSetRecord>,
     /// The device that was really used.
     pub device: DeviceRecord,
-    /// Versions of `flatland`, `libtorch`, `tch`, `rustc`, `os`.
+    /// Versions of `flatland`, `libtorch`, `tch`, `rustc`, `os`; of the `program`, the first 16 digits of its SHA-256.
     pub versions: BTreeMap<String, String>,
     /// The commit of the source.
     pub git_commit: Option<String>,
