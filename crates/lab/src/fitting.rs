@@ -6,7 +6,7 @@
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
 use crate::run::{Numbers, Run};
-use crate::trial::describe;
+use crate::trial::{describe, stream_of};
 use anyhow::{Context, Result, ensure};
 use flatland_data::Function;
 use flatland_network::{
@@ -26,6 +26,8 @@ pub struct Grid {
 }
 
 impl Grid {
+    /// Refuses a grid that cannot be sampled.
+    ///
     /// # Errors
     /// One sentence, when it has no points, no extent, or surely too many points.
     pub fn check(&self) -> Result<()> {
@@ -53,11 +55,31 @@ impl Grid {
 /// A dense network of y over x, of these widths.
 ///
 /// # Errors
-/// When it does not begin and end with 1, or a width is below 1.
+/// When it does not begin and end with 1, a width is below 1, or a stack of such networks would be no small one.
 pub fn network(widths: &[i64], activation: &Layer) -> Result<Network> {
     let fits = widths.len() > 1 && widths.first() == Some(&1) && widths.last() == Some(&1);
     ensure!(fits, "a network from x to y has widths that begin and end with 1, found {widths:?}");
-    Ok(Network::dense(widths, activation)?)
+    let network = Network::dense(widths, activation)?;
+    let count = network.count();
+    ensure!(count <= MOST_PARAMETERS, "widths must give at most {MOST_PARAMETERS} parameters, found {count}");
+    Ok(network)
+}
+
+/// Refuses what no network can be fitted to, or with.
+///
+/// # Errors
+/// One sentence with the key at fault.
+pub fn check(grid: Grid, targets: &[Function], optimiser: &OptimiserSettings, epochs: u32) -> Result<()> {
+    grid.check().context("grid")?;
+    for target in targets {
+        target.sample(grid.from, grid.step, grid.points).context("target")?;
+    }
+    optimiser.check().context("optimiser")?;
+    ensure!(
+        (1..=MOST_EPOCHS).contains(&epochs),
+        "epochs must lie between 1 and {MOST_EPOCHS}, found {epochs}"
+    );
+    Ok(())
 }
 
 /// When a row is done before its last epoch.
@@ -136,6 +158,11 @@ impl Record {
     }
 }
 
+/// 32 networks of this size, with their gradients and optimisers, take half a gigabyte.
+const MOST_PARAMETERS: i64 = 1_000_000;
+/// More steps than this are surely a slip.
+const MOST_EPOCHS: u32 = 10_000_000;
+
 /// Rows of a chunk on a CPU: from here on a row's time falls little more, and two workers still share the chunks evenly.
 const CPU_ROWS: usize = 32;
 /// On an accelerator launches are all the cost.
@@ -168,7 +195,32 @@ pub fn fit_all(run: &Run, fits: &[Fit]) -> Result<Vec<Vec<Fitted>>> {
     Ok(all)
 }
 
-impl Fit<'_> {
+impl<'a> Fit<'a> {
+    /// A network fitted to one function, with nothing recorded between its start and its end and no early stop; its weights
+    /// begin in a stream of its own.
+    pub fn new(
+        network: &'a Network,
+        target: &'a Function,
+        grid: Grid,
+        seeds: &'a [u64],
+        optimiser: OptimiserSettings,
+        epochs: u32,
+    ) -> Self {
+        Self {
+            name: format!("{} on {target}", network.name()),
+            network,
+            target,
+            grid,
+            seeds,
+            stream: stream_of(network.name()),
+            optimiser,
+            epochs,
+            stop: Stop::Never,
+            every: epochs,
+            gradients: false,
+        }
+    }
+
     fn chunk(&self, run: &Run, stage: &Stage, seeds: &[u64]) -> Result<Vec<Fitted>> {
         let content = serde_json::json!({
             "network": describe(self.network),

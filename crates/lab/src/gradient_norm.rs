@@ -1,10 +1,9 @@
 //! The norm of the gradient in the course of training: whole and by layer, from several seeds, and where it spikes.
 
 use crate::experiment::{Experiment, check_seeds, is_preset, seeds_from};
-use crate::fitting::{Fit, Fitted, Grid, Record, Stop, fit_all, network};
+use crate::fitting::{Fit, Fitted, Grid, Record, check, fit_all, network};
 use crate::run::Run;
 use crate::summary::{mean_number, quartiles, short, subtitle};
-use crate::trial::stream_of;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::Function;
@@ -12,7 +11,6 @@ use flatland_network::{Layer, Network, OptimiserSettings};
 use flatland_record::{Axis, Cell, Colour, Figure, Marker, Panel, Series, Table, cells};
 use flatland_statistics::{Claim, Outcome, Rule, geometric_mean_interval, median};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind};
 
 /// `configs/gradient-norm.toml` explains each key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -106,11 +104,8 @@ impl Experiment for GradientNorm {
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
         settings.network()?;
-        settings.grid.check().context("grid")?;
-        settings.grid.examples(&settings.target, Kind::Float, Device::Cpu).context("target")?;
-        settings.optimiser.check().context("optimiser")?;
         let (epochs, SpikeSettings { window, factor }) = (settings.epochs, settings.spikes);
-        ensure!((1..=1_000_000).contains(&epochs), "epochs must lie between 1 and 1,000,000, found {epochs}");
+        check(settings.grid, std::slice::from_ref(&settings.target), &settings.optimiser, epochs)?;
         let rows = settings.seeds * u64::from(epochs);
         ensure!(rows <= MOST_ROWS, "seeds times epochs must be at most {MOST_ROWS}, found {rows}");
         ensure!(window >= 3 && window % 2 == 1, "spikes.window must be odd and at least 3, found {window}");
@@ -128,19 +123,9 @@ impl Experiment for GradientNorm {
     fn run(settings: &Settings, run: &Run) -> Result<ClosingTable> {
         let network = settings.network()?;
         let seeds = Self::seeds(settings);
-        let fit = Fit {
-            name: network.name().to_owned(),
-            network: &network,
-            target: &settings.target,
-            grid: settings.grid,
-            seeds: &seeds,
-            stream: stream_of(network.name()),
-            optimiser: settings.optimiser,
-            epochs: settings.epochs,
-            stop: Stop::Never,
-            every: 1,
-            gradients: true,
-        };
+        let Settings { target, grid, optimiser, epochs, .. } = settings;
+        let fit = Fit::new(&network, target, *grid, &seeds, *optimiser, *epochs);
+        let fit = Fit { every: 1, gradients: true, ..fit };
         let fitted: Vec<Fitted> = fit_all(run, &[fit])?.into_iter().flatten().collect();
         let courses: Vec<Course> = seeds
             .iter()

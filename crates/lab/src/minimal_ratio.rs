@@ -6,21 +6,23 @@
 //! rounding, which a plain count puts on either side by chance. So both are counted: all above 0, and those above a tolerance.
 
 use crate::experiment::{Experiment, check_seeds, is_preset, seeds_from};
-use crate::fitting::{Fit, Fitted, Grid, Stop, fit_all, network};
+use crate::fitting::{Fit, Fitted, Grid, Stop, check, fit_all, network};
 use crate::parallel::in_parallel;
 use crate::run::{Numbers, Run};
 use crate::summary::{mean_number, short, subtitle};
-use crate::trial::{describe, stream_of};
+use crate::trial::describe;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::Function;
-use flatland_geometry::{CriticalSettings, Ended, HessianError, critical_point, eigenvalues, hessian};
+use flatland_geometry::{
+    CriticalSettings, Ended, HessianError, PATIENCE, critical_point, eigenvalues, hessian,
+};
 use flatland_network::snapshot::tensors_to_bytes;
 use flatland_network::{Examples, Layer, Loss, Network, OptimiserSettings};
 use flatland_record::{Axis, Colour, Figure, Marker, Panel, Series, Table, cells, ecdf, sha256_hex};
 use flatland_statistics::{Claim, Outcome, Rule, median, rank_correlation, rank_products};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// `configs/minimal-ratio.toml` explains each key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -181,11 +183,8 @@ impl Experiment for MinimalRatio {
         check_seeds(settings.seeds)?;
         let parameters = settings.network()?.count();
         ensure!(parameters <= 2000, "widths must give at most 2,000 parameters, found {parameters}");
-        settings.grid.check().context("grid")?;
-        settings.grid.examples(&settings.target, Kind::Float, Device::Cpu).context("target")?;
-        settings.optimiser.check().context("optimiser")?;
         let Settings { epochs, gradient_norm, tolerance, critical, .. } = *settings;
-        ensure!((1..=1_000_000).contains(&epochs), "epochs must lie between 1 and 1,000,000, found {epochs}");
+        check(settings.grid, std::slice::from_ref(&settings.target), &settings.optimiser, epochs)?;
         ensure!(gradient_norm >= 0., "gradient_norm must be 0 or more, found {gradient_norm}");
         ensure!((0. ..1.).contains(&tolerance), "tolerance must lie in [0, 1), found {tolerance}");
         ensure!(critical.tolerance > 0., "critical.tolerance must be above 0, found {}", critical.tolerance);
@@ -201,19 +200,9 @@ impl Experiment for MinimalRatio {
     fn run(settings: &Settings, run: &Run) -> Result<ClosingTable> {
         let network = settings.network()?;
         let seeds = Self::seeds(settings);
-        let fit = Fit {
-            name: network.name().to_owned(),
-            network: &network,
-            target: &settings.target,
-            grid: settings.grid,
-            seeds: &seeds,
-            stream: stream_of(network.name()),
-            optimiser: settings.optimiser,
-            epochs: settings.epochs,
-            stop: Stop::GradientBelow(settings.gradient_norm),
-            every: settings.epochs,
-            gradients: false,
-        };
+        let Settings { target, grid, optimiser, epochs, .. } = settings;
+        let fit = Fit::new(&network, target, *grid, &seeds, *optimiser, *epochs);
+        let fit = Fit { stop: Stop::GradientBelow(settings.gradient_norm), ..fit };
         let fitted: Vec<Fitted> = fit_all(run, &[fit])?.into_iter().flatten().collect();
         let courses = measure(settings, run, &network, &seeds, &fitted)?;
 
@@ -275,7 +264,6 @@ fn measure(
         let theta = &thetas[index];
         let content = serde_json::json!({
             "network": describe(network),
-            "activation": settings.activation,
             "target": settings.target,
             "grid": settings.grid,
             "theta": sha256_hex(&tensors_to_bytes(&[("theta".to_owned(), theta.shallow_clone())].into())?),
@@ -516,7 +504,9 @@ fn eigenvalues_figure(settings: &Settings, run: &Run, network: &Network, courses
         }
     }
     let subtitle = settings.subtitle(run, network, "all runs' eigenvalues together");
-    Figure::new("Eigenvalues of the Hessian", subtitle, panels)
+    // Three stand in a row: two rows would leave a place empty.
+    let columns = Some(if panels.len() == 4 { 2 } else { panels.len() });
+    Figure { columns, ..Figure::new("Eigenvalues of the Hessian", subtitle, panels) }
 }
 
 fn capital(text: &str) -> String {
@@ -634,7 +624,8 @@ fn judge(settings: &Settings, courses: &[Course]) -> Vec<Outcome> {
                 .map(|course| if course.end.loss.is_nan() { f64::NAN } else { truth(!course.small_gradient) })
                 .collect(),
         ),
-        searched.then(|| {
+        // A shorter search could not be told to stall.
+        (settings.critical.steps as usize > PATIENCE).then(|| {
             let searches = courses.iter().filter_map(|course| course.search.as_ref());
             searches.map(|search| truth(search.ended == Ended::Stalled)).collect()
         }),
@@ -696,6 +687,7 @@ fn closing_table(settings: &Settings, courses: &[Course]) -> ClosingTable {
 mod tests {
     use super::*;
     use flatland_statistics::Verdict;
+    use tch::Device;
 
     fn settings(more: &[&str]) -> Settings {
         let words = [&["minimal-ratio"], more].concat();

@@ -3,7 +3,7 @@
 
 use crate::command::Flag;
 use crate::experiment::{Experiment, check_seeds, is_preset, seeds_from};
-use crate::fitting::{Fit, Fitted, Grid, Stop, fit_all, network};
+use crate::fitting::{Fit, Fitted, Grid, Stop, check, fit_all, network};
 use crate::run::Run;
 use crate::summary::{quartiles, short, subtitle, thousands};
 use crate::trial::stream_of;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::Function;
 use flatland_network::{Layer, Network, OptimiserSettings, initialise};
-use flatland_record::{Axis, Colour, Figure, Marker, Panel, Series, Table, cells, ecdf};
+use flatland_record::{Axis, Cell, Colour, Figure, Marker, Panel, Series, Table, cells, ecdf};
 use flatland_statistics::{Claim, LEVEL, Outcome, Rule, quantile, share_interval};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -101,12 +101,8 @@ impl Experiment for Simulate {
 
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
-        settings.grid.check().context("grid")?;
         let (epochs, every) = (settings.epochs, settings.every);
-        ensure!(
-            (1..=10_000_000).contains(&epochs),
-            "epochs must lie between 1 and 10,000,000, found {epochs}"
-        );
+        check(settings.grid, &settings.targets, &settings.optimiser, epochs)?;
         ensure!(every > 0, "every must be at least 1, found 0");
         let fits = (settings.targets.len() * settings.networks.len()) as u64 * settings.seeds;
         let rows = fits.saturating_mul(u64::from(epochs / every));
@@ -120,7 +116,6 @@ impl Experiment for Simulate {
                 "stop.{key} must be 0 or more and finite, found {bound}"
             );
         }
-        settings.optimiser.check().context("optimiser")?;
         ensure!(!settings.targets.is_empty(), "targets must name at least one function, found none");
         for (index, function) in settings.targets.iter().enumerate() {
             ensure!(
@@ -226,18 +221,11 @@ impl Settings {
         let seeds = Simulate::seeds(self);
         let pairs: Vec<(&Target, &Network)> =
             targets.iter().flat_map(|target| networks.iter().map(move |network| (target, network))).collect();
+        let stop = Stop::Settled { below: self.stop.below, change: self.stop.change };
         let fit = |&(target, network): &(&'a Target, &'a Network)| Fit {
-            name: format!("{} on {}", network.name(), target.function),
-            network,
-            target: &target.function,
-            grid: self.grid,
-            seeds: &seeds,
-            stream: stream_of(network.name()),
-            optimiser: self.optimiser,
-            epochs: self.epochs,
-            stop: Stop::Settled { below: self.stop.below, change: self.stop.change },
+            stop,
             every: self.every,
-            gradients: false,
+            ..Fit::new(network, &target.function, self.grid, &seeds, self.optimiser, self.epochs)
         };
         let fits: Vec<Fit> = pairs.iter().map(fit).collect();
         let all = fit_all(run, &fits)?;
@@ -300,6 +288,11 @@ impl Results<'_> {
         format!("{} layer{plural} ({})", self.layers(), self.network.name())
     }
 
+    /// What a row about one of its runs begins with: target, network, layers, parameters, seed.
+    fn keys(&self, run: &OneSeed) -> [Cell; 5] {
+        cells![self.target.name(), self.network.name(), self.layers(), self.network.count(), run.seed]
+    }
+
     fn losses(&self) -> Vec<f64> {
         self.runs.iter().map(|run| run.fitted.loss).collect()
     }
@@ -350,18 +343,9 @@ fn training_table(results: &[Results]) -> Result<Table> {
     let mut table =
         Table::new(&["target", "network", "layers", "parameters", "seed", "epoch", "mean_squared_error"]);
     for result in results {
-        let (network, target) = (result.network, result.target.name());
         for run in &result.runs {
             for record in &run.fitted.records {
-                table.row(cells![
-                    target.as_str(),
-                    network.name(),
-                    result.layers(),
-                    network.count(),
-                    run.seed,
-                    record.epoch,
-                    record.loss as f32
-                ])?;
+                table.row(result.keys(run).into_iter().chain(cells![record.epoch, record.loss as f32]))?;
             }
         }
     }
@@ -383,21 +367,16 @@ fn final_table(results: &[Results]) -> Result<Table> {
         "dead_at_start",
     ]);
     for result in results {
-        let (network, target) = (result.network, result.target.name());
         for run in &result.runs {
-            table.row(cells![
-                target.as_str(),
-                network.name(),
-                result.layers(),
-                network.count(),
-                run.seed,
+            let values = cells![
                 run.fitted.epochs,
                 run.fitted.loss as f32,
                 run.fitted.gradient_norm as f32,
                 range(&run.predictions) as f32,
                 run.dead,
                 run.dead_at_start
-            ])?;
+            ];
+            table.row(result.keys(run).into_iter().chain(values))?;
         }
     }
     Ok(table)

@@ -14,7 +14,7 @@
 //! compute nearly the same (Entezari et al. 2022, "The role of permutation invariance in linear mode connectivity").
 
 use crate::curves::{Group, curve_panels, curve_table};
-use crate::experiment::{Experiment, check_seeds, seeds_from};
+use crate::experiment::{Experiment, check_seeds, is_preset, seeds_from};
 use crate::images::{Images, PixelSettings};
 use crate::parallel::in_parallel;
 use crate::run::Run;
@@ -624,8 +624,10 @@ const CLAIMS: [Claim; 5] = [
 
 /// `whole`: the whole model. The notebook's numbers are left out where its settings are not the ones that were run.
 fn judge(settings: &Settings, trained: &[Trained], whole: &View) -> Vec<Outcome> {
+    let notebooks =
+        is_preset::<Trajectory>(settings, "notebook", &["seeds", "seed", "layer", "biases", "every"]);
     let in_epoch_32 = |of: fn(&Trained) -> Option<f64>| {
-        settings.are_the_notebooks().then(|| trained.iter().filter_map(of).collect::<Vec<_>>())
+        notebooks.then(|| trained.iter().filter_map(of).collect::<Vec<_>>())
     };
     let last = settings.epochs as usize;
     let ends = &whole.between[last];
@@ -639,18 +641,6 @@ fn judge(settings: &Settings, trained: &[Trained], whole: &View) -> Vec<Outcome>
         Some(whole.own_shares(2).iter().map(|share| share - walk).collect()),
     ];
     CLAIMS.iter().zip(values).filter_map(|(claim, values)| Some(claim.judge(&values?))).collect()
-}
-
-impl Settings {
-    /// As far as an accuracy depends on them.
-    fn are_the_notebooks(&self) -> bool {
-        self.dataset == DataSetName::Mnist
-            && self.images == PixelSettings { train: 0, test: 0, ..self.images.clone() }
-            && self.optimiser == OptimiserSettings::Adam { lr: 0.01, weight_decay: 0. }
-            && self.hidden == [16, 14]
-            && self.batch == 1000
-            && self.epochs >= 32
-    }
 }
 
 /// A column a part.
