@@ -336,6 +336,10 @@ mod tests {
         assert_eq!(resume(SETTINGS).as_deref(), Some(second.path()));
         save(&second, Status::Finished);
         assert_eq!(resume(SETTINGS).as_deref(), Some(first.path()));
+        let finished =
+            |settings| RunFolder::finished_latest(out.path(), "lines", settings).unwrap().map(|run| run.path);
+        assert_eq!(finished(SETTINGS).as_deref(), Some(second.path()));
+        assert_eq!(finished("seeds = 4\n"), None);
         save(&first, Status::Finished);
         assert_eq!(resume(SETTINGS), None);
         save(&first, Status::Failed);
