@@ -330,10 +330,10 @@ fn new_manifest<E: Experiment>(
         .map(|(name, version)| (name.to_owned(), version.to_owned())),
     );
     // Two builds of one commit may differ; a run is resumed by the same program only.
-    let program = std::env::current_exe().and_then(std::fs::read);
-    if let Ok(bytes) = program {
+    let program = std::env::current_exe().ok().and_then(|path| flatland_record::sha256_of_file(&path).ok());
+    if let Some((_, hash)) = program {
         // Sixteen digits tell programs apart, and can be read.
-        manifest.versions.insert("program".to_owned(), flatland_record::sha256_hex(&bytes)[..16].to_owned());
+        manifest.versions.insert("program".to_owned(), hash[..16].to_owned());
     }
     Ok(manifest)
 }

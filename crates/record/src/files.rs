@@ -68,7 +68,22 @@ pub(crate) fn remove_partial(folder: &Path) {
 
 /// SHA-256 of `bytes`, as 64 lower-case hexadecimal digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Size in bytes and SHA-256, hexadecimal, of a file, which is never held in memory as a whole.
+///
+/// # Errors
+/// [`RecordError::Read`].
+pub fn sha256_of_file(path: &Path) -> Result<(u64, String)> {
+    let mut hash = Sha256::new();
+    let size = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash));
+    let size = size.map_err(|source| RecordError::read(path, source))?;
+    Ok((size, hex(&hash.finalize())))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
@@ -175,6 +190,11 @@ mod tests {
 
     #[test]
     fn the_empty_string_has_its_known_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("abc");
+        fs::write(&path, b"abc").unwrap();
+        assert_eq!(sha256_of_file(&path).unwrap(), (3, sha256_hex(b"abc")));
+        assert!(matches!(sha256_of_file(folder.path()), Err(RecordError::Read { .. })));
         assert_eq!(sha256_hex(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 }

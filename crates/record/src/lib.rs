@@ -27,7 +27,7 @@ pub use figure::{
     Axis, AxisSide, Colour, Dash, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
     VerticalMark, ecdf,
 };
-pub use files::{sha256_hex, write_atomically};
+pub use files::{sha256_hex, sha256_of_file, write_atomically};
 pub use git::GitState;
 pub use manifest::{DataSetRecord, DeviceRecord, FileRecord, MANIFEST_FILE, Manifest, NumbersRecord, Status};
 pub use process::{forget_peak_memory, peak_memory_mib};

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
-use crate::files::{remove_partial, sha256_hex, write_atomically};
+use crate::files::{remove_partial, sha256_hex, sha256_of_file, write_atomically};
 use crate::manifest::{MANIFEST_FILE, Manifest, Status};
 use crate::report::REPORT_FILE;
 use crate::{FileRecord, RecordError, Result};
@@ -216,8 +216,8 @@ fn records_below(folder: &Path, prefix: &str, records: &mut Vec<FileRecord>) -> 
             records_below(&path, &format!("{name}/"), records)?;
             continue;
         }
-        let bytes = fs::read(&path).map_err(|source| RecordError::read(&path, source))?;
-        records.push(FileRecord { name, bytes: bytes.len() as u64, sha256: sha256_hex(&bytes), what: None });
+        let (bytes, sha256) = sha256_of_file(&path)?;
+        records.push(FileRecord { name, bytes, sha256, what: None });
     }
     Ok(())
 }
