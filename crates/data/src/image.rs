@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ndarray::{Array3, Array4, Axis};
+use ndarray::{Array3, Axis};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -110,20 +110,12 @@ fn taps() -> [Tap; LARGE] {
     })
 }
 
-/// Images [N, H, W] as floats [N, 1, H, W]: (p / 255 − mean) / std, in `f32` as torchvision computes it.
+/// The number that each grey value stands for: (p / 255 − mean) / std, in `f32` as torchvision computes it.
 ///
 /// MNIST's own mean and standard deviation over the training pixels are 0.1307 and 0.3081; 0 and 1 leave [0,
 /// 1].
-pub fn to_f32(images: &Array3<u8>, mean: f32, std: f32) -> Array4<f32> {
-    let (count, rows, columns) = images.dim();
-    let value: [f32; 256] = std::array::from_fn(|p| (p as f32 / 255.0 - mean) / std);
-    let mut floats = Array4::zeros((count, 1, rows, columns));
-    floats.axis_iter_mut(Axis(0)).into_par_iter().zip(images.axis_iter(Axis(0))).for_each(
-        |(mut floats, image)| {
-            floats.iter_mut().zip(&image).for_each(|(float, &pixel)| *float = value[usize::from(pixel)]);
-        },
-    );
-    floats
+pub fn grey_values(mean: f32, std: f32) -> [f32; 256] {
+    std::array::from_fn(|p| (p as f32 / 255.0 - mean) / std)
 }
 
 #[cfg(test)]
@@ -163,15 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_normalised() {
-        let images = pattern();
-        let floats = to_f32(&images, 0.1307, 0.3081);
-        assert_eq!(floats.dim(), (2, 1, 28, 28));
-        for ((n, i, j), &pixel) in images.indexed_iter() {
-            let expected = (f32::from(pixel) / 255.0 - 0.1307) / 0.3081;
-            assert_eq!(floats[(n, 0, i, j)].to_bits(), expected.to_bits());
-        }
-        assert!(to_f32(&images, 0.0, 1.0).iter().all(|p| (0.0..=1.0).contains(p)));
+    fn grey_values_are_normalised() {
+        let values = grey_values(0.1307, 0.3081);
+        // torchvision's transforms.Normalize of transforms.ToTensor: 0 and 255, for MNIST.
+        assert!((values[0] - -0.424_212_93).abs() < 1e-7 && (values[255] - 2.821_486_7).abs() < 1e-6);
+        assert!(values.windows(2).all(|pair| pair[0] < pair[1]));
+        let plain = grey_values(0.0, 1.0);
+        assert!((plain[0], plain[51], plain[255]) == (0.0, 0.2, 1.0));
     }
 
     #[test]

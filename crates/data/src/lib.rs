@@ -6,15 +6,16 @@
 //! if its sha256 is the published one, and what cannot be had is an error.
 //!
 //! ```
-//! use flatland_data::{DataSetName, LoadOptions, Size32, load, to_32, to_f32};
+//! use flatland_data::{DataSetName, LoadOptions, Size32, grey_values, load, to_32};
 //!
 //! let name: DataSetName = "digits".parse()?;
 //! let data = load(name, &LoadOptions::default(), &())?;
 //! assert_eq!(data.train.images.dim(), (60_000, 28, 28));
 //!
 //! let images = to_32(&data.test.images, Size32::Pad);
-//! let x = to_f32(&images, 0.1307, 0.3081);
-//! assert_eq!(x.dim(), (10_000, 1, 32, 32));
+//! let values = grey_values(0.1307, 0.3081);
+//! let x = images.mapv(|pixel| values[usize::from(pixel)]);
+//! assert_eq!(x.dim(), (10_000, 32, 32));
 //! # Ok::<(), flatland_data::DataError>(())
 //! ```
 //!
@@ -45,7 +46,7 @@ pub use download::MIRRORS_VARIABLE;
 pub use error::DataError;
 pub use folder::{DATA_VARIABLE, data_folder};
 pub use function::Function;
-pub use image::{Size32, to_32, to_f32};
+pub use image::{Size32, grey_values, to_32};
 pub use load::{DataSet, LoadOptions, Split, load};
 pub use name::DataSetName;
 pub use progress::Progress;

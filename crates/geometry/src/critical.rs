@@ -176,7 +176,7 @@ fn gradients(
 ) -> Result<(Tensor, Tensor), HessianError> {
     let length = chunk(network, stack, stack.size()[0]);
     let both = over_chunks::<HessianError>(length, examples, |part| {
-        let found = loss_and_gradient(network, stack, &part.inputs, &part.targets, loss)?;
+        let found = loss_and_gradient(network, stack, &part.inputs()?, part.targets(), loss)?;
         Ok(Tensor::f_cat(&[found.loss.f_unsqueeze(1)?, found.gradient], 1)?)
     })?;
     let (_, parameters) = both.size2()?;

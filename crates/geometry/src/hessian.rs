@@ -118,7 +118,7 @@ fn products(
     let stack = theta.f_unsqueeze(0)?.f_repeat([directions.size()[0], 1])?;
     over_chunks(length, examples, |part| {
         let leaf = stack.f_detach()?.f_set_requires_grad(true)?;
-        let losses = loss.mean(&network.forward(&leaf, &part.inputs)?, &part.targets)?;
+        let losses = loss.mean(&network.forward(&leaf, &part.inputs()?)?, part.targets())?;
         let gradient = only(Tensor::f_run_backward(&[losses.f_sum(Kind::Double)?], &[&leaf], true, true)?)?;
         if !gradient.requires_grad() {
             // A loss that is linear in θ.
@@ -139,10 +139,7 @@ pub(crate) fn over_chunks<E: From<NetworkError> + From<tch::TchError>>(
     let mut sum: Option<Tensor> = None;
     for start in (0..count).step_by(length as usize) {
         let here = length.min(count - start);
-        let part = Examples::new(
-            examples.inputs.f_narrow(0, start, here)?,
-            examples.targets.f_narrow(0, start, here)?,
-        )?;
+        let part = examples.slice(start, here)?;
         let weighted = of(&part)?.f_mul_scalar(here as f64 / count as f64)?;
         sum = Some(match sum {
             None => weighted,
@@ -162,7 +159,7 @@ pub(crate) fn chunk(network: &Network, theta: &Tensor, examples: i64) -> i64 {
 pub(crate) fn widened(examples: &Examples) -> Result<Examples, NetworkError> {
     let wide =
         |t: &Tensor| if t.is_floating_point() { t.f_to_kind(Kind::Double) } else { Ok(t.shallow_clone()) };
-    Examples::new(wide(&examples.inputs)?, wide(&examples.targets)?)
+    Examples::new(wide(&examples.inputs()?)?, wide(examples.targets())?)
 }
 
 fn only(mut gradients: Vec<Tensor>) -> Result<Tensor, NetworkError> {
@@ -214,7 +211,7 @@ mod tests {
     fn linear_regression_has_a_closed_form() {
         let network = Network::dense(&[3, 1], &Layer::Relu).unwrap();
         let examples = Examples::new(waves(&[20, 3]), waves(&[20, 1])).unwrap();
-        let x = with_ones(&examples.inputs);
+        let x = with_ones(&examples.inputs().unwrap());
         let expected = x.transpose(0, 1).matmul(&x) * (2. / 20.);
         let found = hessian(&network, &theta(&network), &examples, Loss::MeanSquaredError).unwrap();
         assert_eq!((found.size(), found.kind()), (vec![4, 4], Kind::Double));
@@ -235,8 +232,8 @@ mod tests {
         let labels: Vec<i64> = (0..10).map(|i| i * 7 % 4).collect();
         let examples = Examples::new(waves(&[10, 3]), Tensor::from_slice(&labels)).unwrap();
         let theta = theta(&network) * 3.;
-        let p = network.predict(&theta, &examples.inputs).unwrap().softmax(-1, Kind::Double);
-        let x = with_ones(&examples.inputs);
+        let p = network.predict(&theta, &examples.inputs().unwrap()).unwrap().softmax(-1, Kind::Double);
+        let x = with_ones(&examples.inputs().unwrap());
         let mut expected = Tensor::zeros([16, 16], (Kind::Double, Device::Cpu));
         for i in 0..10 {
             let (p, x) = (p.get(i), x.get(i));
@@ -264,7 +261,9 @@ mod tests {
     }
 
     fn gradient(network: &Network, theta: &Tensor, examples: &Examples, loss: Loss) -> Tensor {
-        loss_and_gradient(network, theta, &examples.inputs, &examples.targets, loss).unwrap().gradient
+        loss_and_gradient(network, theta, &examples.inputs().unwrap(), examples.targets(), loss)
+            .unwrap()
+            .gradient
     }
 
     /// Central differences of the gradient, column by column. The steps are too small to reach a kink, as the agreement of
@@ -320,8 +319,10 @@ mod tests {
         }
         assert_eq!(whole, whole.transpose(0, 1));
         // f32 is widened, not computed with.
-        let single =
-            Examples::new(examples.inputs.to_kind(Kind::Float), examples.targets.to_kind(Kind::Float));
+        let single = Examples::new(
+            examples.inputs().unwrap().to_kind(Kind::Float),
+            examples.targets().to_kind(Kind::Float),
+        );
         let theta = theta.to_kind(Kind::Float);
         let found = hessian(&network, &theta, &single.unwrap(), Loss::MeanSquaredError).unwrap();
         assert!(largest(&(&whole - &found)) < 1e-5 * largest(&whole));

@@ -55,9 +55,9 @@ fn input_gradient_norms_by(
 ) -> Result<Tensor> {
     let theta = one_model(network, theta)?;
     let norms = in_chunks(examples.count(), chunk, |start, length| {
-        let x = leaf(&examples.inputs, start, length)?;
-        let outputs = network.forward(&theta, &x)?;
-        let mean = loss.mean(&outputs, &examples.targets.f_narrow(0, start, length)?)?;
+        let (x, targets) = examples.part(start, length)?;
+        let x = leaf(&x)?;
+        let mean = loss.mean(&network.forward(&theta, &x)?, &targets)?;
         // Examples do not touch each other: the gradient of the summed loss holds each one's own.
         let gradient =
             only(Tensor::f_run_backward(&[mean.f_mul_scalar(length as f64)?], &[&x], false, false)?)?;
@@ -101,7 +101,7 @@ fn jacobian_norms_by(
         return Err(NetworkError::Shape { what: "x", found: inputs.size(), expected });
     }
     let norms = in_chunks(count, chunk, |start, length| {
-        let x = leaf(inputs, start, length)?;
+        let x = leaf(&inputs.f_narrow(0, start, length)?)?;
         let outputs = network.forward(&theta, &x)?;
         let classes = network.outputs();
         let rows = (0..classes)
@@ -165,8 +165,8 @@ fn in_chunks(count: i64, chunk: i64, of: impl Fn(i64, i64) -> Result<Tensor>) ->
 }
 
 /// A part of the inputs as the leaf of a graph of its own.
-fn leaf(inputs: &Tensor, start: i64, length: i64) -> Result<Tensor> {
-    Ok(inputs.f_narrow(0, start, length)?.f_detach()?.f_set_requires_grad(true)?)
+fn leaf(inputs: &Tensor) -> Result<Tensor> {
+    Ok(inputs.f_detach()?.f_set_requires_grad(true)?)
 }
 
 fn only(mut gradients: Vec<Tensor>) -> Result<Tensor> {
@@ -233,8 +233,8 @@ mod tests {
         let theta = theta(&network, Kind::Double) * 3.;
         let examples = examples(&network, 8, Kind::Double);
         let w = theta.narrow(0, 0, 15).view([3, 5]);
-        let p = network.predict(&theta, &examples.inputs).unwrap().softmax(-1, Kind::Double);
-        let y = examples.targets.one_hot(3).to_kind(Kind::Double);
+        let p = network.predict(&theta, &examples.inputs().unwrap()).unwrap().softmax(-1, Kind::Double);
+        let y = examples.targets().one_hot(3).to_kind(Kind::Double);
         let gradients = (&p - &y).matmul(&w);
         let expected = gradients.norm_scalaropt_dim(2., [1i64].as_slice(), false);
         let found = input_gradient_norms(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
@@ -242,7 +242,7 @@ mod tests {
         let whole = (gradients / 8.).norm().double_value(&[]);
         assert_close(&[frobenius_of_mean(&found).unwrap()], &[whole], 1e-12);
 
-        let norms = jacobian_norms(&network, &theta, &examples.inputs).unwrap();
+        let norms = jacobian_norms(&network, &theta, &examples.inputs().unwrap()).unwrap();
         assert_close(&values(&norms.logits), &[w.norm().double_value(&[]); 8], 1e-12);
         let expected: Vec<f64> = (0..8)
             .map(|i| {
@@ -267,9 +267,10 @@ mod tests {
             let _ = nudge.get(entry).fill_(step);
             let nudge = nudge.view([1, 1, 6, 6]);
             let at = |sign: f64| {
-                let outputs = network.predict(&theta, &(&examples.inputs + &nudge * sign)).unwrap();
+                let outputs =
+                    network.predict(&theta, &(&examples.inputs().unwrap() + &nudge * sign)).unwrap();
                 let log_p = outputs.log_softmax(-1, Kind::Double);
-                let losses = -log_p.gather(1, &examples.targets.unsqueeze(1), false).squeeze_dim(1);
+                let losses = -log_p.gather(1, &examples.targets().unsqueeze(1), false).squeeze_dim(1);
                 (losses, outputs.shallow_clone(), log_p.exp())
             };
             let ((l1, f1, p1), (l0, f0, p0)) = (at(1.), at(-1.));
@@ -285,7 +286,7 @@ mod tests {
         let roots = |squares: [f64; 3]| squares.map(f64::sqrt);
         let found = input_gradient_norms(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
         assert_close(&values(&found), &roots(gradients), 1e-6);
-        let norms = jacobian_norms(&network, &theta, &examples.inputs).unwrap();
+        let norms = jacobian_norms(&network, &theta, &examples.inputs().unwrap()).unwrap();
         assert_close(&values(&norms.logits), &roots(logits), 1e-6);
         assert_close(&values(&norms.probabilities), &roots(probabilities), 1e-6);
     }
@@ -299,7 +300,7 @@ mod tests {
             [1, 5, 13, 100].map(|chunk| {
                 let gradients =
                     input_gradient_norms_by(chunk, &network, &theta, &examples, Loss::CrossEntropy).unwrap();
-                let norms = jacobian_norms_by(chunk, &network, &theta, &examples.inputs).unwrap();
+                let norms = jacobian_norms_by(chunk, &network, &theta, &examples.inputs().unwrap()).unwrap();
                 [values(&gradients), values(&norms.logits), values(&norms.probabilities)]
             })
         });
@@ -320,7 +321,7 @@ mod tests {
     fn the_notebooks_figure_is_the_mean_norm_over_tensors() {
         let network = small();
         let theta = theta(&network, Kind::Double);
-        let Examples { inputs, targets } = examples(&network, 9, Kind::Double);
+        let (inputs, targets) = examples(&network, 9, Kind::Double).part(0, 9).unwrap();
         let leaf = theta.copy().set_requires_grad(true);
         let outputs = network.forward(&leaf, &inputs).unwrap();
         let loss = Loss::CrossEntropy.mean(&outputs, &targets).unwrap();
@@ -339,7 +340,7 @@ mod tests {
         let examples = examples(&network, 2, Kind::Float);
         let stack = theta.unsqueeze(0);
         assert!(input_gradient_norms(&network, &stack, &examples, Loss::CrossEntropy).is_err());
-        assert!(jacobian_norms(&network, &theta.narrow(0, 0, 5), &examples.inputs).is_err());
+        assert!(jacobian_norms(&network, &theta.narrow(0, 0, 5), &examples.inputs().unwrap()).is_err());
         assert!(jacobian_norms(&network, &theta, &waves(&[2, 1, 5, 5], Kind::Float)).is_err());
         assert!(jacobian_norms(&network, &theta, &waves(&[0, 1, 6, 6], Kind::Float)).is_err());
     }

@@ -262,6 +262,7 @@ impl<'a> Fit<'a> {
         mut pause: impl FnMut(u32) -> Result<()>,
     ) -> Result<Numbers> {
         let examples = self.grid.examples(self.target, Kind::Float, device)?;
+        let (x, targets) = (examples.inputs()?, examples.targets());
         let models: Vec<(u64, u32)> = seeds.iter().map(|&seed| (seed, self.stream)).collect();
         let mut theta = initialise_stacked(self.network, &models, Kind::Float, device)?;
         let mut optimiser = Optimiser::new(self.optimiser)?;
@@ -276,13 +277,7 @@ impl<'a> Fit<'a> {
         let mut done = Tensor::f_zeros([count], (Kind::Bool, device))?;
         let mut before: [Option<Tensor>; 2] = [None, None];
         for epoch in 0..=self.epochs {
-            let batch = loss_and_gradient(
-                self.network,
-                &theta,
-                &examples.inputs,
-                &examples.targets,
-                Loss::MeanSquaredError,
-            )?;
+            let batch = loss_and_gradient(self.network, &theta, &x, targets, Loss::MeanSquaredError)?;
             let row = i64::from(epoch / self.every);
             if epoch % self.every == 0 {
                 losses.f_select(0, row)?.f_copy_(&batch.loss)?;
@@ -313,13 +308,7 @@ impl<'a> Fit<'a> {
                 optimiser.step(&mut theta, batch.gradient)?;
             }
         }
-        let last = loss_and_gradient(
-            self.network,
-            &end,
-            &examples.inputs,
-            &examples.targets,
-            Loss::MeanSquaredError,
-        )?;
+        let last = loss_and_gradient(self.network, &end, &x, targets, Loss::MeanSquaredError)?;
         let norms =
             last.gradient.f_to_kind(Kind::Double)?.f_norm_scalaropt_dim(2., [1i64].as_slice(), false)?;
         let all = [
@@ -475,10 +464,15 @@ mod tests {
         let row = fitted(&fit, &SEEDS).remove(1);
         let examples = fit.grid.examples(&target, Kind::Float, Device::Cpu).unwrap();
         let theta = flatland_network::initialise(&network, 5, 7, Kind::Float, Device::Cpu).unwrap();
-        let gradient =
-            loss_and_gradient(&network, &theta, &examples.inputs, &examples.targets, Loss::MeanSquaredError)
-                .unwrap()
-                .gradient;
+        let gradient = loss_and_gradient(
+            &network,
+            &theta,
+            &examples.inputs().unwrap(),
+            examples.targets(),
+            Loss::MeanSquaredError,
+        )
+        .unwrap()
+        .gradient;
         let mut offset = 0;
         for (layer, size) in [12, 35, 6].into_iter().enumerate() {
             let norm = gradient.narrow(0, offset, size).norm().double_value(&[]);

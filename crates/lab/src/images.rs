@@ -2,11 +2,13 @@
 
 use crate::run::Run;
 use anyhow::{Context, Result, bail, ensure};
-use flatland_data::{DataSet, DataSetName, LoadOptions, Size32, Split, corrupt_labels, load, to_32, to_f32};
+use flatland_data::{
+    DataSet, DataSetName, LoadOptions, Size32, Split, corrupt_labels, grey_values, load, to_32,
+};
 use flatland_network::Examples;
 use flatland_network::streams::{Purpose, stream};
 use flatland_record::DataSetRecord;
-use ndarray::s;
+use ndarray::{Array3, s};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -117,10 +119,10 @@ impl Images {
 
     /// The first training images with these labels, and the same test images; inputs share memory.
     pub fn relabelled(&self, labels: &[u8], prepared: String) -> Result<Self> {
-        let inputs = self.train.inputs.f_narrow(0, 0, labels.len() as i64)?;
         let classes: Vec<i64> = labels.iter().map(|&label| i64::from(label)).collect();
-        let targets = Tensor::f_from_slice(&classes)?.f_to_device(inputs.device())?;
-        Ok(Self { train: Examples::new(inputs, targets)?, test: self.test.share(), prepared })
+        let targets = Tensor::f_from_slice(&classes)?.f_to_device(self.train.device())?;
+        let train = self.train.first(labels.len() as i64)?.relabelled(targets)?;
+        Ok(Self { train, test: self.test.share(), prepared })
     }
 }
 
@@ -180,16 +182,16 @@ impl PixelData {
     /// On the device: these splits, whatever was done to them (`prepared` says it).
     pub fn images(&self, run: &Run, train: &Split, test: &Split, prepared: String) -> Result<Images> {
         let ready = |split: &Split| -> Result<Examples> {
-            let numbers = match self.preparation.form {
-                Form::Large(way) => to_f32(&to_32(&split.images, way), self.mean, self.deviation),
-                Form::Image | Form::Flat => to_f32(&split.images, self.mean, self.deviation),
+            let (values, device) = (grey_values(self.mean, self.deviation), run.device.device);
+            let on_device = |images: &Array3<u8>, input: &[i64]| {
+                Examples::pixels(images, input, &values, &split.labels, device)
             };
-            let examples = Examples::images(&numbers, &split.labels, run.device.device)
-                .context("the images do not fit on the device")?;
-            if self.preparation.form == Form::Flat {
-                return Ok(Examples::new(examples.inputs.f_flatten(1, -1)?, examples.targets)?);
+            match self.preparation.form {
+                Form::Large(way) => on_device(&to_32(&split.images, way), &[1, 32, 32]),
+                Form::Image => on_device(&split.images, &[1, 28, 28]),
+                Form::Flat => on_device(&split.images, &[28 * 28]),
             }
-            Ok(examples)
+            .context("the images do not fit on the device")
         };
         Ok(Images { train: ready(train)?, test: ready(test)?, prepared })
     }

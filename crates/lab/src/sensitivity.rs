@@ -293,17 +293,16 @@ fn norms(
     network: &Network,
     theta: &Tensor,
     examples: &Examples,
-    last_batch: Option<Examples>,
+    last_batch: Option<(Tensor, Tensor)>,
     advance: &dyn Fn(u64),
 ) -> Result<Numbers> {
     let (mut gradients, mut probabilities, mut logits) = (Vec::new(), Vec::new(), Vec::new());
     for start in (0..examples.count()).step_by(PIECE as usize) {
         run.check_interrupted()?;
         let length = PIECE.min(examples.count() - start);
-        let cut = |tensor: &Tensor| tensor.f_narrow(0, start, length);
-        let piece = Examples::new(cut(&examples.inputs)?, cut(&examples.targets)?)?;
+        let piece = examples.slice(start, length)?;
         gradients.push(input_gradient_norms(network, theta, &piece, Loss::CrossEntropy)?);
-        let jacobian = jacobian_norms(network, theta, &piece.inputs)?;
+        let jacobian = jacobian_norms(network, theta, &piece.inputs()?)?;
         probabilities.push(jacobian.probabilities);
         logits.push(jacobian.logits);
         advance(length as u64);
@@ -314,23 +313,23 @@ fn norms(
     {
         numbers.insert(measure.name.to_owned(), Tensor::f_cat(&pieces, 0)?);
     }
-    if let Some(Examples { inputs, targets }) = last_batch {
-        let norm = parameter_gradient_norm(network, theta, &inputs, &targets, Loss::CrossEntropy)?;
+    if let Some((x, targets)) = last_batch {
+        let norm = parameter_gradient_norm(network, theta, &x, &targets, Loss::CrossEntropy)?;
         numbers.insert(NOTEBOOK.name.to_owned(), Tensor::f_from_slice(&[norm])?);
     }
     Ok(numbers)
 }
 
 /// The batch of the last step of the last epoch.
-fn last_batch(train: &Examples, trial: &Trial) -> Result<Examples> {
+fn last_batch(train: &Examples, trial: &Trial) -> Result<(Tensor, Tensor)> {
     let count = train.count();
     if trial.batch >= count {
-        return Ok(train.share());
+        return Ok(train.part(0, count)?);
     }
     let order = epoch_order((trial.seed, trial.stream), trial.epochs - 1, count);
     let chosen = Tensor::f_from_slice(&order[last_start(count, trial.batch) as usize..])?
-        .f_to_device(train.inputs.device())?;
-    Ok(Examples::new(train.inputs.f_index_select(0, &chosen)?, train.targets.f_index_select(0, &chosen)?)?)
+        .f_to_device(train.device())?;
+    Ok(train.chosen(&chosen)?)
 }
 
 /// Where the last batch of an epoch begins: it holds what is left.
@@ -824,10 +823,10 @@ mod tests {
         let trial = |batch| Trial { batch, epochs: 3, ..settings(1).trials()[0].clone() };
         let order = epoch_order((0, 0), 2, 10);
         for (batch, start) in [(4, 8), (5, 5), (9, 9), (1, 9)] {
-            let last = last_batch(&train, &trial(batch)).unwrap();
-            assert_eq!(Vec::<i64>::try_from(&last.targets).unwrap(), order[start..]);
-            assert_eq!(last.inputs.flatten(0, -1).to_kind(Kind::Int64), last.targets);
+            let (x, targets) = last_batch(&train, &trial(batch)).unwrap();
+            assert_eq!(Vec::<i64>::try_from(&targets).unwrap(), order[start..]);
+            assert_eq!(x.flatten(0, -1).to_kind(Kind::Int64), targets);
         }
-        assert_eq!(last_batch(&train, &trial(10)).unwrap().targets, train.targets);
+        assert_eq!(&last_batch(&train, &trial(10)).unwrap().1, train.targets());
     }
 }

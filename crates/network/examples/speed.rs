@@ -123,8 +123,7 @@ fn evaluate_views(network: &Network, theta: &Tensor, examples: &Examples, chunk:
     let count = examples.count();
     for start in (0..count).step_by(chunk as usize) {
         let length = chunk.min(count - start);
-        let x = examples.inputs.f_narrow(0, start, length)?;
-        let targets = examples.targets.f_narrow(0, start, length)?;
+        let (x, targets) = examples.part(start, length)?;
         let [w1, b1, w2, b2, w3, b3, w4, b4, w5, b5] = parameters.as_slice() else {
             unreachable!("LeNet has ten")
         };

@@ -97,8 +97,8 @@ fn chunk_sums(
 ) -> Result<Sums> {
     let _no_grad = tch::no_grad_guard();
     let length = chunk.min(examples.count() - start);
-    let outputs = network.predict(theta, &examples.inputs.f_narrow(0, start, length)?)?;
-    let targets = examples.targets.f_narrow(0, start, length)?;
+    let (x, targets) = examples.part(start, length)?;
+    let outputs = network.predict(theta, &x)?;
     let sum = loss.mean(&outputs, &targets)?.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?;
     Ok((sum, loss.correct(&outputs, &targets)?))
 }

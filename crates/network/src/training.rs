@@ -71,14 +71,8 @@ impl Training<'_> {
         while start < count {
             let length = self.batch.min(count - start);
             let (x, targets) = match &order {
-                None => (self.examples.inputs.shallow_clone(), self.examples.targets.shallow_clone()),
-                Some(order) => {
-                    let chosen = order.f_narrow(0, start, length)?;
-                    (
-                        self.examples.inputs.f_index_select(0, &chosen)?,
-                        self.examples.targets.f_index_select(0, &chosen)?,
-                    )
-                }
+                None => self.examples.part(0, count)?,
+                Some(order) => self.examples.chosen(&order.f_narrow(0, start, length)?)?,
             };
             let batch = loss_and_gradient(self.network, &self.theta, &x, &targets, self.loss)?;
             self.optimiser.step(&mut self.theta, batch.gradient)?;

@@ -205,12 +205,12 @@ fn evaluation_is_the_plain_mean_across_chunks() {
         for count in counts {
             let examples = examples(&network, count);
             let found = evaluate(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
-            let outputs = network.forward(&theta, &examples.inputs).unwrap().to_kind(Kind::Double);
+            let outputs = network.forward(&theta, &examples.inputs().unwrap()).unwrap().to_kind(Kind::Double);
             let log_probabilities = outputs.log_softmax(-1, Kind::Double);
-            let chosen = log_probabilities.gather(1, &examples.targets.unsqueeze(1), false);
+            let chosen = log_probabilities.gather(1, &examples.targets().unsqueeze(1), false);
             let loss = -chosen.mean(Kind::Double).double_value(&[]);
             let hits =
-                outputs.argmax(1, false).eq_tensor(&examples.targets).sum(Kind::Int64).int64_value(&[]);
+                outputs.argmax(1, false).eq_tensor(examples.targets()).sum(Kind::Int64).int64_value(&[]);
             assert!(
                 (found.loss - loss).abs() < 1e-6 * loss.abs(),
                 "{} {count}: {found:?} {loss}",
