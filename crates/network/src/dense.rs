@@ -100,10 +100,13 @@ mod kernels {
     use super::{Activation, DenseLayer};
     use crate::slices::{slice, slice_mut};
     use std::arch::x86_64::{
-        __m512, _CMP_GT_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps,
-        _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+        __m512, _CMP_GT_OQ, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cmp_ps_mask,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
+        _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
+        _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
+        _mm512_unpacklo_ps,
     };
+    use std::ops::Range;
     use tch::{Kind, Tensor};
 
     const LANES: usize = 16;
@@ -209,36 +212,55 @@ mod kernels {
                 let to = &mut after[0][..layer.outputs * rows];
                 let weight = &theta[layer.weight..layer.weight + layer.outputs * layer.inputs];
                 let bias = &theta[layer.bias..layer.bias + layer.outputs];
-                product(weight, [layer.inputs, 1], Some(bias), from, to, rows);
-                if let Activation::Rectified(slope) = layer.activation {
-                    rectify(to, slope);
-                }
+                let after = match layer.activation {
+                    Activation::Identity => After::Nothing,
+                    Activation::Rectified(slope) => After::Rectify(slope),
+                };
+                product(weight, [layer.inputs, 1], Some(bias), from, to, rows, after);
             }
 
             let [delta, next] = &mut self.deltas;
-            let outputs = &self.activations[layers.len() - 1][..targets.len()];
+            let last = layers.len() - 1;
+            let outputs = &self.activations[last][..targets.len()];
             let sum = errors(outputs, targets, &mut delta[..targets.len()], rows, examples, 2. * scale);
+            if let Activation::Rectified(slope) = layers[last].activation {
+                rectify_gradient(&mut delta[..targets.len()], outputs, slope);
+            }
             let (mut delta, mut next) = (delta, next);
             for (index, layer) in layers.iter().enumerate().rev() {
-                let here = &mut delta[..layer.outputs * rows];
-                if let Activation::Rectified(slope) = layer.activation {
-                    rectify_gradient(here, &self.activations[index][..layer.outputs * rows], slope);
-                }
-                let from = if index == 0 { x } else { &self.activations[index - 1][..layer.inputs * rows] };
+                let here = &delta[..layer.outputs * rows];
                 let weight = layer.weight..layer.weight + layer.outputs * layer.inputs;
-                weight_gradient(here, from, rows, &mut gradient[weight.clone()]);
-                for (sum, delta) in gradient[layer.bias..][..layer.outputs].iter_mut().zip(here.chunks(rows))
-                {
-                    *sum += total(delta);
-                }
+                let from = if index == 0 { x } else { &self.activations[index - 1][..layer.inputs * rows] };
+                let (weights, biases) = (weight.clone(), layer.bias..layer.bias + layer.outputs);
+                let [into_weights, into_biases] = disjoint(gradient, weights, biases);
+                weight_gradient(here, from, rows, into_weights, into_biases);
                 if index > 0 {
                     let to = &mut next[..layer.inputs * rows];
-                    product(&theta[weight], [1, layer.inputs], None, here, to, rows);
+                    let after = match layers[index - 1].activation {
+                        Activation::Identity => After::Nothing,
+                        Activation::Rectified(slope) => After::RectifyGradient(from, slope),
+                    };
+                    product(&theta[weight], [1, layer.inputs], None, here, to, rows, after);
                     std::mem::swap(&mut delta, &mut next);
                 }
             }
             sum
         }
+    }
+
+    /// A layer's weights and, behind them, its biases.
+    fn disjoint(gradient: &mut [f32], weights: Range<usize>, biases: Range<usize>) -> [&mut [f32]; 2] {
+        let (before, after) = gradient.split_at_mut(biases.start);
+        [&mut before[weights], &mut after[..biases.len()]]
+    }
+
+    /// What is done to a product's sums before they are stored.
+    #[derive(Clone, Copy)]
+    enum After<'a> {
+        Nothing,
+        Rectify(f32),
+        /// They are a gradient behind this activation, which is above 0 where its input was.
+        RectifyGradient(&'a [Row], f32),
     }
 
     #[inline]
@@ -255,6 +277,13 @@ mod kernels {
         unsafe { _mm512_storeu_ps(row.as_mut_ptr(), values) }
     }
 
+    /// As many parts as are needed for none to be larger than `most`, and these as even as can be: their borders.
+    #[inline]
+    fn parts(count: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+        let parts = count.div_ceil(most);
+        (0..parts).map(move |part| (part * count / parts, (part + 1) * count / parts))
+    }
+
     /// `y[o] = bias[o] + Σ_i W[o, i] a[i]` for each example, with a `[inputs, rows]`, y `[outputs, rows]` and W's entries `strides`
     /// apart along o and i: W as it lies, or transposed.
     #[inline]
@@ -266,41 +295,46 @@ mod kernels {
         a: &[Row],
         y: &mut [Row],
         rows: usize,
+        after: After,
     ) {
         let outputs = y.len() / rows;
-        let mut output = 0;
-        while output < outputs {
-            let mut row = 0;
-            let units = match outputs - output {
-                4.. => 4,
-                2.. => 2,
-                _ => 1,
-            };
-            while row < rows {
-                row += match (units, rows - row) {
-                    (4, 2..) => tile::<4, 2>(weight, strides, bias, a, y, [rows, output, row]),
-                    (4, _) => tile::<4, 1>(weight, strides, bias, a, y, [rows, output, row]),
-                    (2, 4..) => tile::<2, 4>(weight, strides, bias, a, y, [rows, output, row]),
-                    (2, _) => tile::<2, 1>(weight, strides, bias, a, y, [rows, output, row]),
-                    (_, 8..) => tile::<1, 8>(weight, strides, bias, a, y, [rows, output, row]),
-                    _ => tile::<1, 1>(weight, strides, bias, a, y, [rows, output, row]),
-                };
+        assert!(weight.len() > (outputs - 1) * strides[0] + (a.len() / rows - 1) * strides[1]);
+        for (output, end) in parts(outputs, 4) {
+            for (row, row_end) in parts(rows, 5) {
+                let place = [rows, output, row];
+                macro_rules! tiles {
+                    ($($units:literal $rows:literal),*) => {
+                        match (end - output, row_end - row) {
+                            // SAFETY: W holds every product of a unit and an input, checked above.
+                            $(($units, $rows) => unsafe {
+                                tile::<$units, $rows>(weight, strides, bias, a, y, place, after);
+                            })*
+                            _ => unreachable!("parts are of at most 4 and 5"),
+                        }
+                    };
+                }
+                tiles!(
+                    4 5, 4 4, 4 3, 4 2, 4 1, 3 5, 3 4, 3 3, 3 2, 3 1, 2 5, 2 4, 2 3, 2 2, 2 1, 1 5, 1 4, 1 3, 1 2, 1 1
+                );
             }
-            output += units;
         }
     }
 
-    /// Eight sums at a time, so that none waits for another: N units for R rows. Returns R.
+    /// So many sums at a time that none waits for another, and few loads: N units for R rows.
+    ///
+    /// # Safety
+    /// W reaches as far as the strides lead.
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn tile<const N: usize, const R: usize>(
+    unsafe fn tile<const N: usize, const R: usize>(
         weight: &[f32],
         [along, across]: [usize; 2],
         bias: Option<&[f32]>,
         a: &[Row],
         y: &mut [Row],
         [rows, output, row]: [usize; 3],
-    ) -> usize {
+        after: After,
+    ) {
         let mut sums = [[_mm512_setzero_ps(); R]; N];
         if let Some(bias) = bias {
             for (sums, &bias) in sums.iter_mut().zip(&bias[output..output + N]) {
@@ -308,49 +342,67 @@ mod kernels {
             }
         }
         for (input, a) in a.chunks_exact(rows).enumerate() {
-            let a: &[Row; R] = a[row..row + R].try_into().unwrap_or(&[[0.; LANES]; R]);
+            let a: &[Row] = &a[row..row + R];
+            let mut loaded = [_mm512_setzero_ps(); R];
+            for (loaded, a) in loaded.iter_mut().zip(a) {
+                *loaded = load(a);
+            }
             for (unit, sums) in sums.iter_mut().enumerate() {
-                let w = _mm512_set1_ps(weight[(output + unit) * along + input * across]);
-                for (sum, a) in sums.iter_mut().zip(a) {
-                    *sum = _mm512_fmadd_ps(w, load(a), *sum);
+                // SAFETY: by the caller's word.
+                let w = unsafe { *weight.get_unchecked((output + unit) * along + input * across) };
+                let w = _mm512_set1_ps(w);
+                for (sum, &a) in sums.iter_mut().zip(&loaded) {
+                    *sum = _mm512_fmadd_ps(w, a, *sum);
                 }
             }
         }
-        for (unit, sums) in sums.iter().enumerate() {
-            let y = &mut y[(output + unit) * rows + row..][..R];
-            for (y, &sum) in y.iter_mut().zip(sums) {
-                store(y, sum);
+        // The sums stay in registers where every loop over them is of a known length, with nothing to decide inside.
+        macro_rules! store_all {
+            (|$sum:ident, $at:ident| $value:expr) => {
+                for (unit, sums) in sums.iter().enumerate() {
+                    let first = (output + unit) * rows + row;
+                    for r in 0..R {
+                        let ($sum, $at) = (sums[r], first + r);
+                        store(&mut y[$at], $value);
+                    }
+                }
+            };
+        }
+        match after {
+            After::Nothing => store_all!(|sum, at| sum),
+            After::Rectify(slope) => store_all!(|sum, at| rectified(sum, slope)),
+            After::RectifyGradient(activation, slope) => {
+                store_all!(|sum, at| gradient_behind(sum, load(&activation[at]), slope));
             }
         }
-        R
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn rectify(y: &mut [Row], slope: f32) {
-        let (zero, slopes) = (_mm512_setzero_ps(), _mm512_set1_ps(slope));
-        for row in y {
-            let z = load(row);
-            let rectified = if slope == 0. {
-                // In this order NaN passes.
-                _mm512_max_ps(zero, z)
-            } else {
-                let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(z, zero);
-                _mm512_mask_blend_ps(open, _mm512_mul_ps(slopes, z), z)
-            };
-            store(row, rectified);
+    fn rectified(z: __m512, slope: f32) -> __m512 {
+        let zero = _mm512_setzero_ps();
+        if slope == 0. {
+            // In this order NaN passes.
+            _mm512_max_ps(zero, z)
+        } else {
+            let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(z, zero);
+            _mm512_mask_blend_ps(open, _mm512_mul_ps(_mm512_set1_ps(slope), z), z)
         }
     }
 
-    /// The activation is above 0 where its input was.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn gradient_behind(delta: __m512, activation: __m512, slope: f32) -> __m512 {
+        let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(activation, _mm512_setzero_ps());
+        _mm512_mask_blend_ps(open, _mm512_mul_ps(_mm512_set1_ps(slope), delta), delta)
+    }
+
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn rectify_gradient(delta: &mut [Row], activation: &[Row], slope: f32) {
-        let (zero, slopes) = (_mm512_setzero_ps(), _mm512_set1_ps(slope));
         for (delta, activation) in delta.iter_mut().zip(activation) {
-            let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(load(activation), zero);
-            let d = load(delta);
-            store(delta, _mm512_mask_blend_ps(open, _mm512_mul_ps(slopes, d), d));
+            let value = gradient_behind(load(delta), load(activation), slope);
+            store(delta, value);
         }
     }
 
@@ -377,64 +429,91 @@ mod kernels {
         f64::from(_mm512_reduce_add_ps(sum))
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn total(rows: &[Row]) -> f32 {
-        let mut sum = _mm512_setzero_ps();
-        for row in rows {
-            sum = _mm512_add_ps(sum, load(row));
-        }
-        _mm512_reduce_add_ps(sum)
-    }
-
-    /// `dW[o, i] += Σ delta[o] a[i]` over the examples.
+    /// `dW[o, i] += Σ delta[o] a[i]` and `db[o] += Σ delta[o]` over the examples.
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn weight_gradient(delta: &[Row], a: &[Row], rows: usize, gradient: &mut [f32]) {
+    fn weight_gradient(delta: &[Row], a: &[Row], rows: usize, weights: &mut [f32], biases: &mut [f32]) {
         let (outputs, inputs) = (delta.len() / rows, a.len() / rows);
-        let mut output = 0;
-        while output < outputs {
-            let units = if outputs - output >= 4 { 4 } else { 1 };
-            let mut input = 0;
-            while input < inputs {
+        for (output, end) in parts(outputs, 4) {
+            for (input, input_end) in parts(inputs, 4) {
                 let place = [rows, inputs, output, input];
-                input += match (units, inputs - input) {
-                    (4, 4..) => outer::<4, 4>(delta, a, gradient, place),
-                    (4, _) => outer::<4, 1>(delta, a, gradient, place),
-                    (_, 8..) => outer::<1, 8>(delta, a, gradient, place),
-                    _ => outer::<1, 1>(delta, a, gradient, place),
-                };
+                macro_rules! blocks {
+                    ($($units:literal $inputs:literal),*) => {
+                        match (end - output, input_end - input) {
+                            $(($units, $inputs) if input == 0 => {
+                                outer::<$units, $inputs, true>(delta, a, weights, biases, place);
+                            }
+                            ($units, $inputs) => {
+                                outer::<$units, $inputs, false>(delta, a, weights, biases, place);
+                            })*
+                            _ => unreachable!("parts are of at most 4"),
+                        }
+                    };
+                }
+                blocks!(4 4, 4 3, 4 2, 4 1, 3 4, 3 3, 3 2, 3 1, 2 4, 2 3, 2 2, 2 1, 1 4, 1 3, 1 2, 1 1);
             }
-            output += units;
         }
     }
 
-    /// N by I of them. Returns I.
+    /// N by I of them, and the N biases where B says so.
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn outer<const N: usize, const I: usize>(
+    fn outer<const N: usize, const I: usize, const B: bool>(
         delta: &[Row],
         a: &[Row],
-        gradient: &mut [f32],
+        weights: &mut [f32],
+        biases: &mut [f32],
         [rows, inputs, output, input]: [usize; 4],
-    ) -> usize {
-        let mut sums = [[_mm512_setzero_ps(); I]; N];
-        let delta: [&[Row]; N] = std::array::from_fn(|n| &delta[(output + n) * rows..][..rows]);
-        let a: [&[Row]; I] = std::array::from_fn(|i| &a[(input + i) * rows..][..rows]);
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); 4]; N];
+        let mut totals = [_mm512_setzero_ps(); 4];
+        let delta = &delta[output * rows..(output + N) * rows];
+        let a = &a[input * rows..(input + I) * rows];
         for row in 0..rows {
-            for (sums, delta) in sums.iter_mut().zip(&delta) {
-                let d = load(&delta[row]);
-                for (sum, a) in sums.iter_mut().zip(&a) {
-                    *sum = _mm512_fmadd_ps(d, load(&a[row]), *sum);
+            let mut loaded = [_mm512_setzero_ps(); I];
+            for (i, loaded) in loaded.iter_mut().enumerate() {
+                *loaded = load(&a[i * rows + row]);
+            }
+            for (n, sums) in sums.iter_mut().enumerate() {
+                let d = load(&delta[n * rows + row]);
+                for (sum, &a) in sums.iter_mut().zip(&loaded) {
+                    *sum = _mm512_fmadd_ps(d, a, *sum);
+                }
+                if B {
+                    totals[n] = _mm512_add_ps(totals[n], d);
                 }
             }
         }
         for (n, sums) in sums.iter().enumerate() {
-            for (i, &sum) in sums.iter().enumerate() {
-                gradient[(output + n) * inputs + input + i] += _mm512_reduce_add_ps(sum);
+            let at = (output + n) * inputs + input;
+            for (weight, total) in weights[at..at + I].iter_mut().zip(four_totals(sums)) {
+                *weight += total;
             }
         }
-        I
+        if B {
+            for (bias, total) in biases[output..output + N].iter_mut().zip(four_totals(&totals)) {
+                *bias += total;
+            }
+        }
+    }
+
+    /// The sum of each one's lanes: four together take half as long as one by one.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn four_totals(sums: &[__m512; 4]) -> [f32; 4] {
+        let [a, b, c, d] = *sums;
+        let halves = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let (ab, cd) = (_mm512_castps_pd(halves(a, b)), _mm512_castps_pd(halves(c, d)));
+        // In each 128 bits, what is left of a, b, c and d.
+        let all = _mm512_add_ps(
+            _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+        );
+        let folded = _mm512_add_ps(all, _mm512_shuffle_f32x4::<0b01_00_11_10>(all, all));
+        let folded = _mm512_add_ps(folded, _mm512_shuffle_f32x4::<0b10_11_00_01>(folded, folded));
+        let mut row = [0.; LANES];
+        store(&mut row, folded);
+        [row[0], row[1], row[2], row[3]]
     }
 }
 
