@@ -7,10 +7,9 @@
 use crate::curves::{Group, curve_panels, curve_table};
 use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
-use crate::parallel::in_parallel;
 use crate::run::Run;
 use crate::summary::{number, series, subtitle};
-use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_both, stream_of, train_all};
+use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_all, stream_of, train_all};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
@@ -230,7 +229,7 @@ impl Settings {
     }
 }
 
-/// For each pairing its points, by seed and α. One pass over the data for each model.
+/// For each pairing its points, by seed and α.
 fn measure(
     settings: &Settings,
     run: &Run,
@@ -255,19 +254,21 @@ fn measure(
             jobs.extend(alphas.iter().map(|&alpha| Job { seed, ends, alpha }));
         }
     }
-    let stage = run.progress.stage("interpolation", jobs.len() as u64);
     let device = run.device.device;
-    let on_device =
-        || trained.iter().map(|one| Ok(one.theta.f_to_device(device)?)).collect::<Result<Vec<Tensor>>>();
-    let contexts = run.contexts(jobs.len(), || Ok((images.share(), on_device()?)))?;
-    let points = in_parallel(contexts, &jobs, |(images, thetas), job| {
-        run.check_interrupted()?;
-        let theta = interpolate(&thetas[job.ends[0]], &thetas[job.ends[1]], job.alpha)?;
-        let both = evaluate_both(network, &theta, images)?;
-        stage.advance(1, format!("α = {:.2}", job.alpha));
-        Ok(Point { seed: job.seed, alpha: job.alpha, both })
-    })?;
-    let mut points = points.into_iter();
+    let evaluated = evaluate_all(
+        run,
+        "interpolation",
+        (network, images),
+        jobs.len(),
+        || trained.iter().map(|one| Ok(one.theta.f_to_device(device)?)).collect::<Result<Vec<Tensor>>>(),
+        |thetas, index| {
+            let Job { ends, alpha, .. } = jobs[index];
+            Ok(interpolate(&thetas[ends[0]], &thetas[ends[1]], alpha)?)
+        },
+        |index| format!("α = {:.2}", jobs[index].alpha),
+    )?;
+    let points = jobs.iter().zip(evaluated);
+    let mut points = points.map(|(job, both)| Point { seed: job.seed, alpha: job.alpha, both });
     let each = seeds.len() * alphas.len();
     Ok(settings.pairings.iter().map(|_| points.by_ref().take(each).collect()).collect())
 }

@@ -16,10 +16,9 @@
 use crate::curves::{Group, curve_panels, curve_table};
 use crate::experiment::{Experiment, check_seeds, is_preset, seeds_from};
 use crate::images::{Images, PixelSettings};
-use crate::parallel::in_parallel;
 use crate::run::Run;
 use crate::summary::{mean_number, series, subtitle, thousands};
-use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_both, stream_of, train_all};
+use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_all, stream_of, train_all};
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
@@ -345,17 +344,18 @@ fn evaluate_snapshots(
     snapshots: &[Array2<f64>],
 ) -> Result<Vec<Vec<Both>>> {
     let epochs = snapshots[0].nrows();
-    let jobs: Vec<(usize, usize)> =
-        (0..snapshots.len()).flat_map(|index| (0..epochs).map(move |epoch| (index, epoch))).collect();
-    let stage = run.progress.stage("evaluating the snapshots", jobs.len() as u64);
-    let contexts = run.contexts(jobs.len(), || Ok(images.share()))?;
-    let evaluated = in_parallel(contexts, &jobs, |images, &(index, epoch)| {
-        run.check_interrupted()?;
-        let theta = from_ndarray(&snapshots[index].row(epoch).to_owned(), Kind::Float, run.device.device)?;
-        let both = evaluate_both(network, &theta, images)?;
-        stage.advance(1, format!("epoch {epoch} of run {}", index + 1));
-        Ok(both)
-    })?;
+    let evaluated = evaluate_all(
+        run,
+        "evaluating the snapshots",
+        (network, images),
+        snapshots.len() * epochs,
+        || Ok(()),
+        |(), index| {
+            let snapshot = snapshots[index / epochs].row(index % epochs).to_owned();
+            Ok(from_ndarray(&snapshot, Kind::Float, run.device.device)?)
+        },
+        |index| format!("epoch {} of run {}", index % epochs, index / epochs + 1),
+    )?;
     Ok(evaluated.chunks(epochs).map(<[Both]>::to_vec).collect())
 }
 

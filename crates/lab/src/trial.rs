@@ -7,7 +7,7 @@ use crate::run::{Numbers, Run};
 use anyhow::{Context, Result, ensure};
 use flatland_network::snapshot::{Checkpoint, tensors_from_bytes, tensors_to_bytes, to_safetensors};
 use flatland_network::{
-    Evaluation, Loss, Network, Optimiser, OptimiserSettings, Training, evaluate, initialise,
+    Evaluation, Loss, Network, Optimiser, OptimiserSettings, Training, evaluate, evaluate_many, initialise,
 };
 use flatland_record::{sha256_hex, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -123,6 +123,38 @@ pub fn evaluate_both(network: &Network, theta: &Tensor, images: &Images) -> Resu
         train: evaluate(network, theta, &images.train, Loss::CrossEntropy)?,
         test: evaluate(network, theta, &images.test, Loss::CrossEntropy)?,
     })
+}
+
+/// The most models that meet a chunk of the data while it is in the cache: beyond, its loading no longer counts.
+const MOST_TOGETHER: usize = 8;
+
+/// Evaluates `count` θ on both splits, several in each pass over the data, the passes side by side. `theta` gives the `[P]` of a number
+/// below `count` from a worker's context, `name` what is shown of it.
+pub fn evaluate_all<C: Send>(
+    run: &Run,
+    what: &str,
+    (network, images): (&Network, &Images),
+    count: usize,
+    context: impl Fn() -> Result<C>,
+    theta: impl Fn(&C, usize) -> Result<Tensor> + Sync,
+    name: impl Fn(usize) -> String + Sync,
+) -> Result<Vec<Both>> {
+    // Small enough for the workers to end together.
+    let together = (count / (8 * run.workers)).clamp(1, MOST_TOGETHER);
+    let all: Vec<usize> = (0..count).collect();
+    let jobs: Vec<&[usize]> = all.chunks(together).collect();
+    let stage = run.progress.stage(what, count as u64);
+    let contexts = run.contexts(jobs.len(), || Ok((images.share(), context()?)))?;
+    let evaluated = in_parallel(contexts, &jobs, |(images, context), job| {
+        run.check_interrupted()?;
+        let thetas = job.iter().map(|&index| theta(context, index)).collect::<Result<Vec<_>>>()?;
+        let thetas = Tensor::f_stack(&thetas, 0)?;
+        let on = |examples| evaluate_many(network, &thetas, examples, Loss::CrossEntropy);
+        let (train, test) = (on(&images.train)?, on(&images.test)?);
+        stage.advance(job.len() as u64, name(job[job.len() - 1]));
+        Ok(train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect::<Vec<_>>())
+    })?;
+    Ok(evaluated.into_iter().flatten().collect())
 }
 
 /// Trains with cross-entropy, or takes up where an earlier process stopped, or returns what one finished: the numbers are

@@ -26,7 +26,7 @@ mod training;
 
 pub use block::available as own_kernels_available;
 pub use error::NetworkError;
-pub use evaluation::{Evaluation, evaluate};
+pub use evaluation::{Evaluation, evaluate, evaluate_many};
 pub use examples::Examples;
 pub use gradient::{BatchGradient, loss_and_gradient};
 pub use initialise::{initialise, initialise_stacked};

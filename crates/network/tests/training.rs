@@ -3,7 +3,7 @@
 use flatland_network::snapshot::{self, Checkpoint};
 use flatland_network::{
     Examples, Layer, Loss, Network, NetworkError, Optimiser, OptimiserSettings, Training, evaluate,
-    initialise, loss_and_gradient,
+    evaluate_many, initialise, initialise_stacked, loss_and_gradient,
 };
 use proptest::prelude::*;
 use std::sync::OnceLock;
@@ -234,6 +234,23 @@ fn evaluation_does_not_depend_on_the_threads() {
         found
     });
     assert!(found.iter().all(|other| other == &found[0]), "{found:?}");
+}
+
+#[test]
+fn models_are_evaluated_together_as_alone() {
+    let network = Network::lenet();
+    let examples = examples(&network, 700);
+    let models = [(1, 0), (2, 0), (3, 0)];
+    let theta = initialise_stacked(&network, &models, Kind::Float, Device::Cpu).unwrap();
+    for threads in [1, 3] {
+        tch::set_num_threads(threads);
+        let found = evaluate_many(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
+        let alone = (0..3).map(|m| evaluate(&network, &theta.get(m), &examples, Loss::CrossEntropy).unwrap());
+        assert_eq!(found, alone.collect::<Vec<_>>());
+    }
+    assert!(evaluate_many(&network, &theta.get(0), &examples, Loss::CrossEntropy).is_err());
+    assert!(evaluate_many(&network, &theta.narrow(0, 0, 0), &examples, Loss::CrossEntropy).is_err());
+    assert!(evaluate(&network, &theta, &examples, Loss::CrossEntropy).is_err());
 }
 
 #[test]
