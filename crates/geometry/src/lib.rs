@@ -1,6 +1,7 @@
 //! What the loss looks like around θ, or between two of them, and how strongly it reacts to the input.
 
 mod critical;
+mod dense_hessian;
 mod hessian;
 mod line;
 mod sensitivity;

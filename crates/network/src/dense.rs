@@ -16,45 +16,70 @@ use tch::{Device, Kind, Tensor};
 const MOST_WIDTH: usize = 256;
 
 /// What follows a dense layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Activation {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // see `Layer`
+pub enum Activation {
     Identity,
-    /// x where x > 0, this times x elsewhere: ReLU with 0.
-    Rectified(f32),
+    Relu,
+    LeakyRelu,
+    Tanh,
 }
 
 /// A dense layer and what follows it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct DenseLayer {
-    inputs: usize,
-    outputs: usize,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DenseLayer {
+    /// Of one example.
+    pub inputs: usize,
+    /// Of one example.
+    pub outputs: usize,
     /// Where its weights `[outputs, inputs]` begin in θ.
-    weight: usize,
-    /// Where its biases begin.
-    bias: usize,
-    activation: Activation,
+    pub weight: usize,
+    /// Where its biases `[outputs]` begin in θ.
+    pub bias: usize,
+    /// What its outputs go through.
+    pub activation: Activation,
 }
 
-/// The layers of a network that is dense and narrow enough.
-fn layers(network: &Network) -> Option<Vec<DenseLayer>> {
-    let mut layers: Vec<DenseLayer> = Vec::new();
-    for step in network.steps() {
-        match *step {
-            Step::Dense { weight } => {
-                let [w, b] = [&network.parameters()[weight], &network.parameters()[weight + 1]];
-                let [outputs, inputs] = [w.shape[0] as usize, w.shape[1] as usize];
-                let [weight, bias] = [w.offset as usize, b.offset as usize];
-                layers.push(DenseLayer { inputs, outputs, weight, bias, activation: Activation::Identity });
-            }
-            Step::Relu | Step::LeakyRelu => {
-                let layer = layers.last_mut().filter(|layer| layer.activation == Activation::Identity)?;
-                let slope = if *step == Step::Relu { 0. } else { 0.01 };
-                layer.activation = Activation::Rectified(slope);
-            }
-            _ => return None,
+impl Network {
+    /// Its layers from the input to the output, if it has none but dense ones with at most one activation behind each.
+    pub fn dense_layers(&self) -> Option<Vec<DenseLayer>> {
+        let mut layers: Vec<DenseLayer> = Vec::new();
+        for step in self.steps() {
+            let activation = match *step {
+                Step::Dense { weight } => {
+                    let [w, b] = [&self.parameters()[weight], &self.parameters()[weight + 1]];
+                    let [outputs, inputs] = [w.shape[0] as usize, w.shape[1] as usize];
+                    let [weight, bias] = [w.offset as usize, b.offset as usize];
+                    let activation = Activation::Identity;
+                    layers.push(DenseLayer { inputs, outputs, weight, bias, activation });
+                    continue;
+                }
+                Step::Relu => Activation::Relu,
+                Step::LeakyRelu => Activation::LeakyRelu,
+                Step::Tanh => Activation::Tanh,
+                Step::Convolution { .. } | Step::MaxPool { .. } => return None,
+            };
+            layers.last_mut().filter(|layer| layer.activation == Activation::Identity)?.activation =
+                activation;
         }
+        Some(layers)
     }
-    layers.iter().all(|layer| layer.inputs.max(layer.outputs) <= MOST_WIDTH).then_some(layers)
+}
+
+/// A layer with what its outputs below 0 are multiplied with, if there is such a kink.
+type Rectified = (DenseLayer, Option<f32>);
+
+/// The layers of a network that is dense, piecewise linear and narrow enough.
+fn layers(network: &Network) -> Option<Vec<Rectified>> {
+    let rectified = |layer: DenseLayer| match layer.activation {
+        Activation::Identity => Some((layer, None)),
+        Activation::Relu => Some((layer, Some(0.))),
+        Activation::LeakyRelu => Some((layer, Some(0.01))),
+        Activation::Tanh => None,
+    };
+    let layers = network.dense_layers()?.into_iter().map(rectified).collect::<Option<Vec<_>>>()?;
+    let narrow = |(layer, _): &Rectified| layer.inputs.max(layer.outputs) <= MOST_WIDTH;
+    layers.iter().all(narrow).then_some(layers)
 }
 
 /// Mean squared errors `[M]` and their gradients `[M, P]` of a stack θ `[M, P]`, for inputs `[B, F]` and targets `[B, D]` that all
@@ -83,10 +108,10 @@ pub fn loss_and_gradient(
 
 #[cfg(not(target_arch = "x86_64"))]
 mod kernels {
-    use super::{DenseLayer, Tensor};
+    use super::{Rectified, Tensor};
 
     pub fn loss_and_gradient(
-        _: &[DenseLayer],
+        _: &[Rectified],
         _: &Tensor,
         _: &Tensor,
         _: &Tensor,
@@ -97,7 +122,7 @@ mod kernels {
 
 #[cfg(target_arch = "x86_64")]
 mod kernels {
-    use super::{Activation, DenseLayer};
+    use super::Rectified;
     use crate::slices::{slice, slice_mut};
     use std::arch::x86_64::{
         __m512, _CMP_GT_OQ, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cmp_ps_mask,
@@ -143,7 +168,7 @@ mod kernels {
     }
 
     pub fn loss_and_gradient(
-        layers: &[DenseLayer],
+        layers: &[Rectified],
         theta: &Tensor,
         x: &Tensor,
         targets: &Tensor,
@@ -183,11 +208,11 @@ mod kernels {
     }
 
     impl Rooms {
-        fn new(layers: &[DenseLayer]) -> Self {
+        fn new(layers: &[Rectified]) -> Self {
             let room = |width: usize| vec![[0.; LANES]; width * MOST_ROWS];
-            let widest = layers.iter().map(|layer| layer.inputs.max(layer.outputs)).max().unwrap_or(0);
+            let widest = layers.iter().map(|(layer, _)| layer.inputs.max(layer.outputs)).max().unwrap_or(0);
             Self {
-                activations: layers.iter().map(|layer| room(layer.outputs)).collect(),
+                activations: layers.iter().map(|(layer, _)| room(layer.outputs)).collect(),
                 deltas: [room(widest), room(widest)],
             }
         }
@@ -197,7 +222,7 @@ mod kernels {
         #[allow(clippy::too_many_arguments)]
         fn piece(
             &mut self,
-            layers: &[DenseLayer],
+            layers: &[Rectified],
             theta: &[f32],
             x: &[Row],
             targets: &[Row],
@@ -206,16 +231,13 @@ mod kernels {
             gradient: &mut [f32],
         ) -> f64 {
             let rows = examples.div_ceil(LANES);
-            for (index, layer) in layers.iter().enumerate() {
+            for (index, &(layer, slope)) in layers.iter().enumerate() {
                 let (before, after) = self.activations.split_at_mut(index);
                 let from = before.last().map_or(x, |a| &a[..layer.inputs * rows]);
                 let to = &mut after[0][..layer.outputs * rows];
                 let weight = &theta[layer.weight..layer.weight + layer.outputs * layer.inputs];
                 let bias = &theta[layer.bias..layer.bias + layer.outputs];
-                let after = match layer.activation {
-                    Activation::Identity => After::Nothing,
-                    Activation::Rectified(slope) => After::Rectify(slope),
-                };
+                let after = slope.map_or(After::Nothing, After::Rectify);
                 product(weight, [layer.inputs, 1], Some(bias), from, to, rows, after);
             }
 
@@ -223,11 +245,11 @@ mod kernels {
             let last = layers.len() - 1;
             let outputs = &self.activations[last][..targets.len()];
             let sum = errors(outputs, targets, &mut delta[..targets.len()], rows, examples, 2. * scale);
-            if let Activation::Rectified(slope) = layers[last].activation {
+            if let Some(slope) = layers[last].1 {
                 rectify_gradient(&mut delta[..targets.len()], outputs, slope);
             }
             let (mut delta, mut next) = (delta, next);
-            for (index, layer) in layers.iter().enumerate().rev() {
+            for (index, &(layer, _)) in layers.iter().enumerate().rev() {
                 let here = &delta[..layer.outputs * rows];
                 let weight = layer.weight..layer.weight + layer.outputs * layer.inputs;
                 let from = if index == 0 { x } else { &self.activations[index - 1][..layer.inputs * rows] };
@@ -236,10 +258,8 @@ mod kernels {
                 weight_gradient(here, from, rows, into_weights, into_biases);
                 if index > 0 {
                     let to = &mut next[..layer.inputs * rows];
-                    let after = match layers[index - 1].activation {
-                        Activation::Identity => After::Nothing,
-                        Activation::Rectified(slope) => After::RectifyGradient(from, slope),
-                    };
+                    let slope = layers[index - 1].1;
+                    let after = slope.map_or(After::Nothing, |slope| After::RectifyGradient(from, slope));
                     product(&theta[weight], [1, layer.inputs], None, here, to, rows, after);
                     std::mem::swap(&mut delta, &mut next);
                 }

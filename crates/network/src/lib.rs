@@ -25,6 +25,7 @@ pub mod streams;
 mod training;
 
 pub use block::available as own_kernels_available;
+pub use dense::{Activation, DenseLayer};
 pub use error::NetworkError;
 pub use evaluation::{Evaluation, evaluate, evaluate_many};
 pub use examples::Examples;
