@@ -1,8 +1,9 @@
 //! Progress on stderr: bars on a terminal, a plain line now and then elsewhere, nothing with `--quiet`.
 
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// Between two plain lines where stderr is no terminal.
@@ -21,8 +22,18 @@ pub struct Progress {
 pub struct Stage {
     what: String,
     bar: ProgressBar,
+    /// The bar, and below it a line for each worker.
+    lines: MultiProgress,
+    /// What each worker last said.
+    workers: Mutex<Vec<Worker>>,
     /// When the last plain line was written; `None` where there are none to write.
     last_line: Option<Mutex<Instant>>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    thread: ThreadId,
+    line: ProgressBar,
 }
 
 impl Progress {
@@ -44,9 +55,9 @@ impl Progress {
         } else {
             ProgressDrawTarget::stderr()
         };
-        let bar = ProgressBar::with_draw_target(Some(units), target);
-        let style =
-            ProgressStyle::with_template("{prefix} {bar:32} {percent:>3} %  {eta_precise} left  {wide_msg}");
+        let lines = MultiProgress::with_draw_target(target);
+        let bar = lines.add(ProgressBar::new(units));
+        let style = ProgressStyle::with_template("{prefix} {bar:32} {percent:>3} %  {eta_precise} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
@@ -54,24 +65,39 @@ impl Progress {
         if last_line.is_some() {
             eprintln!("{what} …");
         }
-        Stage { what: what.to_owned(), bar, last_line }
+        Stage { what: what.to_owned(), bar, lines, workers: Mutex::default(), last_line }
     }
 }
 
 impl Stage {
-    /// So many more units are done; `now` says what just happened.
+    /// So many more units are done by the calling thread; `now` says what just happened.
     pub fn advance(&self, units: u64, now: impl Into<String>) {
         self.bar.inc(units);
-        let now = now.into();
+        let all = self.said(now.into());
         if let Some(last_line) = &self.last_line {
             let mut last_line = last_line.lock().unwrap_or_else(PoisonError::into_inner);
             if last_line.elapsed() >= LINE_EVERY {
                 *last_line = Instant::now();
                 let percent = 100 * self.bar.position() / self.bar.length().unwrap_or(1).max(1);
-                eprintln!("{}: {percent} %, {} left; {now}", self.what, HumanDuration(self.bar.eta()));
+                eprintln!("{}: {percent} %, {} left; {all}", self.what, HumanDuration(self.bar.eta()));
             }
         }
-        self.bar.set_message(now);
+    }
+
+    /// Shows it on the calling worker's line; what all workers said last.
+    fn said(&self, now: String) -> String {
+        let thread = std::thread::current().id();
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = workers.iter().find(|worker| worker.thread == thread) {
+            worker.line.set_message(now);
+        } else {
+            let line = self.lines.add(ProgressBar::new_spinner());
+            let style = ProgressStyle::with_template("  {wide_msg}");
+            line.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            line.set_message(now);
+            workers.push(Worker { thread, line });
+        }
+        workers.iter().map(|worker| worker.line.message()).collect::<Vec<_>>().join("; ")
     }
 
     /// Work that turned out to be done already counts as done, but not towards the time left.
@@ -83,6 +109,9 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        for worker in self.workers.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            worker.line.finish_and_clear();
+        }
         self.bar.finish_and_clear();
         if self.last_line.is_some() {
             eprintln!("{}: {} in {}", self.what, self.ended(), HumanDuration(self.bar.elapsed()));
