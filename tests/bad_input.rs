@@ -100,6 +100,8 @@ fn a_setting_that_cannot_be_is_refused_before_anything_runs() {
         (&["--set", "images.test=10001"], &["images.test", "at most 10000", "found 10001"]),
         (&["--workers", "0"], &["--workers must be at least 1, found 0"]),
         (&["--device", "bogus"], &["unknown device \"bogus\"", "auto, cpu, cuda or cuda:N"]),
+        (&["--precision", "bf16"], &["unknown precision \"bf16\"", "f32 or tf32"]),
+        (&["--device", "cpu", "--precision", "tf32"], &["--precision tf32 is for GPUs", "--device cuda"]),
     ];
     for (arguments, expected) in cases {
         let said = refused(arguments);

@@ -49,6 +49,10 @@ pub struct Arguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
 
+    /// How a GPU multiplies: f32, or tf32, faster and rounded to 10 bits of mantissa
+    #[arg(long, default_value = "f32", value_name = "PRECISION")]
+    pub precision: String,
+
     #[arg(
         long,
         value_name = "DIR",

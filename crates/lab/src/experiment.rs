@@ -8,6 +8,7 @@ use crate::summary::short;
 use anyhow::{Context, Result, ensure};
 use flatland_network::allocator;
 use flatland_network::device::{ChosenDevice, DeviceChoice, choose};
+use flatland_network::{Precision, set_precision};
 use flatland_record::{DeviceRecord, MANIFEST_FILE, Manifest, NumbersRecord, RunFolder, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -181,18 +182,29 @@ fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Prepared<E::Settings>
         return Err(usage(anyhow::anyhow!("--workers must be at least 1, found 0")));
     }
     let choice: DeviceChoice = arguments.device.parse().map_err(|error| usage(anyhow::Error::new(error)))?;
+    let precision: Precision =
+        arguments.precision.parse().map_err(|error| usage(anyhow::Error::new(error)))?;
     let device = choose(choice).map_err(|error| (error.into(), FAILED))?;
+    if precision == Precision::Tf32 && device.device == Device::Cpu {
+        let reason = device.reason.as_deref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        return Err(usage(anyhow::anyhow!(
+            "--precision tf32 is for GPUs, and this run is on the CPU{reason}: leave it out, or give --device cuda"
+        )));
+    }
     let failed = |error: anyhow::Error| (error, FAILED);
+    set_precision(precision).map_err(|error| failed(error.into()))?;
     if arguments.resume && arguments.all {
         let fresh = new_manifest::<E>(&settings, arguments, &device).map_err(failed)?;
-        if let Some(folder) = finished::<E>(arguments, &identity(&device, &text), &fresh).map_err(failed)? {
+        if let Some(folder) =
+            finished::<E>(arguments, &identity(&device, precision, &text), &fresh).map_err(failed)?
+        {
             if !arguments.quiet {
                 eprintln!("finished already: {}", folder.display());
             }
             return Ok(Prepared::Finished(folder));
         }
     }
-    let run = open::<E>(&settings, &text, arguments, device).map_err(failed)?;
+    let run = open::<E>(&settings, &text, arguments, device, precision).map_err(failed)?;
     Ok(Prepared::Ready(settings, Box::new(run)))
 }
 
@@ -220,10 +232,11 @@ fn open<E: Experiment>(
     text: &str,
     arguments: &Arguments,
     device: ChosenDevice,
+    precision: Precision,
 ) -> Result<Run> {
     let progress = Progress::new(arguments.quiet);
     let interrupted = interruption()?;
-    let identity = identity(&device, text);
+    let identity = identity(&device, precision, text);
     let fresh = new_manifest::<E>(settings, arguments, &device)?;
     let resumed = if arguments.resume { resumable::<E>(arguments, &identity, &fresh)? } else { None };
     if arguments.resume && resumed.is_none() {
@@ -251,6 +264,7 @@ fn open<E: Experiment>(
         // One card is kept busy by one worker.
         workers: if on_cpu { arguments.workers.unwrap_or(cores) } else { 1 },
         device,
+        precision,
         progress,
         data_dir: arguments.data_dir.clone(),
         preset: manifest.preset.clone(),
@@ -267,8 +281,8 @@ fn open<E: Experiment>(
 }
 
 /// What a run's folder is found by. Numbers differ between devices in their last bits: a run is resumed only where it began.
-fn identity(device: &ChosenDevice, text: &str) -> String {
-    format!("# device: {:?}\n{text}", device.device)
+fn identity(device: &ChosenDevice, precision: Precision, text: &str) -> String {
+    format!("# device: {:?}, {precision}\n{text}", device.device)
 }
 
 /// What else must be the same for numbers to be of one kind.
@@ -318,6 +332,7 @@ fn new_manifest<E: Experiment>(
         requested: arguments.device.clone(),
         used: format!("{:?}", device.device).to_lowercase(),
         name: device.name.clone(),
+        precision: arguments.precision.clone(),
     };
     manifest.versions = BTreeMap::from(
         [

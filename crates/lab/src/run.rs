@@ -2,6 +2,7 @@
 
 use crate::progress::Progress;
 use anyhow::{Context, Result};
+use flatland_network::Precision;
 use flatland_network::device::ChosenDevice;
 use flatland_network::snapshot::{tensors_from_bytes, tensors_to_bytes};
 use flatland_record::{
@@ -27,6 +28,8 @@ pub struct Run {
     pub folder: RunFolder,
     /// Where to compute.
     pub device: ChosenDevice,
+    /// How it multiplies.
+    pub precision: Precision,
     /// How far it is.
     pub progress: Progress,
     /// How many jobs run side by side.
@@ -125,7 +128,7 @@ impl Run {
             "kernels": flatland_network::own_kernels_available(),
             "content": content,
             "data": data_set.map(|data| (data.name, data.checksums)),
-            "device": format!("{:?}", self.device.device),
+            "device": format!("{:?}, {}", self.device.device, self.precision),
         });
         Ok(sha256_hex(&serde_json::to_vec(&all)?))
     }

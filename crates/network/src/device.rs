@@ -52,6 +52,12 @@ pub enum DeviceError {
         /// How many there are.
         count: usize,
     },
+    /// The word is not one that we know.
+    #[error("unknown precision {0:?}: expected f32 or tf32")]
+    UnknownPrecision(String),
+    /// libtorch cannot be told.
+    #[error("this libtorch has no switch for TF32 ({0}); libtorch 2.11 is expected: run scripts/setup")]
+    NoPrecision(String),
 }
 
 impl FromStr for DeviceChoice {

@@ -19,6 +19,7 @@ mod loss;
 mod network;
 mod optimiser;
 mod pooling;
+mod precision;
 mod slices;
 pub mod snapshot;
 pub mod streams;
@@ -34,6 +35,7 @@ pub use initialise::{initialise, initialise_stacked};
 pub use loss::Loss;
 pub use network::{Layer, Network, Parameter};
 pub use optimiser::{Optimiser, OptimiserSettings};
+pub use precision::{Precision, set_precision};
 pub use training::{Epoch, Training, epoch_order};
 
 /// Result of this crate's fallible operations.

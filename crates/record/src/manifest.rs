@@ -103,6 +103,9 @@ pub struct DeviceRecord {
     pub used: String,
     /// Its name, such as the processor's or the GPU's model.
     pub name: String,
+    /// How it multiplies: `f32`, or `tf32`.
+    #[serde(default)]
+    pub precision: String,
 }
 
 /// A small table for people: numbers as they are to be read, with their units.

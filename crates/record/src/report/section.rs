@@ -240,7 +240,16 @@ fn origin(manifest: &Manifest) -> Vec<(&'static str, String)> {
         ("data set", data),
         ("source", manifest.git_commit.as_ref().map(|commit| format!("commit {commit}{dirty}"))),
         ("versions", Some(versions.join(", "))),
-        ("device", Some(format!("{} ({}, asked for: {})", device.name, device.used, device.requested))),
+        (
+            "device",
+            Some(format!(
+                "{} ({}, asked for: {}{})",
+                device.name,
+                device.used,
+                device.requested,
+                if device.precision == "tf32" { "; products in TF32" } else { "" }
+            )),
+        ),
         ("started", Some(plain_time(&manifest.started))),
         ("resumed", Some(resumed.join(", "))),
         ("ended", manifest.ended.as_deref().map(plain_time)),

@@ -80,8 +80,12 @@ fn a_run(out: &Path, experiment: &str) -> RunFolder {
     manifest.git_commit = Some("0123abcd".into());
     manifest.git_dirty = Some(true);
     manifest.versions = BTreeMap::from([("libtorch".into(), "2.11.0".into())]);
-    manifest.device =
-        DeviceRecord { requested: "auto".into(), used: "cpu".into(), name: "A Processor".into() };
+    manifest.device = DeviceRecord {
+        requested: "auto".into(),
+        used: "cpu".into(),
+        name: "A Processor".into(),
+        precision: "f32".into(),
+    };
     manifest.data_set = Some(DataSetRecord {
         name: "digits".into(),
         origin: "generated".into(),
