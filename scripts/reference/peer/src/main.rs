@@ -1,7 +1,8 @@
 //! How long an epoch of training LeNet, and its evaluation, take in candle on a CPU: one JSON line per measurement.
 //!
 //! `peer <folder> <batch>`; the folder holds `images` (u8, N x 28 x 28) and `labels` (u8, N), as scripts/bench writes
-//! them. RAYON_NUM_THREADS says how many threads, else all cores have one. The other side is crates/network/examples/speed.rs.
+//! them. RAYON_NUM_THREADS says how many threads, else all cores have one. The other side is
+//! crates/network/examples/speed.rs.
 
 use candle_core::backprop::GradStore;
 use candle_core::utils::get_num_threads;
@@ -35,7 +36,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
 
     let threads = get_num_threads();
     let ways = [Way::Operators, Way::Views, Way::Products];
-    // candle 0.11 divides the gradient behind max_pool2d by the size of the window: fast or not, that trains another network.
+    // candle 0.11 divides the gradient behind max_pool2d by the size of the window: no way to train the same network.
     let training = fastest(&ways[1..], |&way| train(&mut LeNet::new()?, &few, batch, way))?;
     let mut lenet = LeNet::new()?;
     let (seconds, found) = timed(|| train(&mut lenet, &examples, batch, *training))?;
@@ -55,8 +56,8 @@ enum Way {
     Operators,
     /// `conv2d`, the maximum of four views.
     Views,
-    /// A matrix product over all places of the kernel, the maximum of four views; channels before examples, so that a batch is
-    /// one product.
+    /// A matrix product over all places of the kernel, the maximum of four views; channels before examples, so that a
+    /// batch is one product.
     Products,
 }
 
@@ -119,7 +120,7 @@ impl LeNet {
         self.parameters.iter().map(Var::as_detached_tensor).collect()
     }
 
-    /// SGD with Nesterov momentum as PyTorch has it: `v = μ v + g; θ -= lr (g + μ v)`, v starting as the first gradient.
+    /// SGD with Nesterov momentum as PyTorch has it: `v = μ v + g; θ -= lr (g + μ v)`; v starts as the first gradient.
     fn step(&mut self, gradients: &GradStore) -> Result<()> {
         let first = self.velocity.is_empty();
         for (index, parameter) in self.parameters.iter().enumerate() {
@@ -288,7 +289,7 @@ mod tests {
         for (a, b) in views.1.iter().zip(&products.1) {
             assert!(far(a, b)? < 1e-6);
         }
-        // Why max_pool2d is left out of training: its gradient is a quarter of what it should be, after two of them a sixteenth.
+        // Why max_pool2d is left out of training: its gradient is a quarter of what it should be, after two a sixteenth.
         assert!(far(&operators.1[2], &(&views.1[2] * 0.25)?)? < 1e-6);
         assert!(far(&operators.1[0], &(&views.1[0] * 0.0625)?)? < 1e-6);
         Ok(())
