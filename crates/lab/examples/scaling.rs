@@ -399,7 +399,8 @@ fn line(measurements: &[Measurement], over: &str, series: &str, factor: f64) -> 
     places.dedup();
     let (mut points, mut whiskers) = (Vec::new(), Vec::new());
     for x in places {
-        let values: Vec<f64> = of_series.iter().filter(|m| m.x == x).map(|m| factor * m.value).collect();
+        let values: Vec<f64> =
+            of_series.iter().filter(|m| m.x.total_cmp(&x).is_eq()).map(|m| factor * m.value).collect();
         points.push((x, median(&values).context("a measurement is no number")?));
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
         whiskers.push((low, values.iter().copied().fold(f64::NEG_INFINITY, f64::max)));
