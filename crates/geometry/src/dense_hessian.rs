@@ -166,8 +166,9 @@ fn add_coupling(
     // `[B, o, p, i]`, over the examples with q.
     let left =
         by_z.f_unsqueeze(-1)?.f_unsqueeze(-1)?.f_mul(&of_input.f_unsqueeze(1)?)?.f_view([batch, -1])?;
-    let block = left.f_transpose(0, 1)?.f_matmul(&earlier.extended)?;
-    let block = block.f_view([units, before, inputs, -1])?.f_permute([0, 2, 1, 3])?;
+    // In this order libtorch's product takes half as long.
+    let block = earlier.extended.f_transpose(0, 1)?.f_matmul(&left)?;
+    let block = block.f_view([-1, units, before, inputs])?.f_permute([1, 3, 2, 0])?;
     // The later bias's input does not depend on anything.
     let block = block.f_constant_pad_nd([0, 0, 0, 0, 0, 1])?.f_reshape([later.place[1], earlier.place[1]])?;
     let at = |rows: [i64; 2], columns: [i64; 2]| {
