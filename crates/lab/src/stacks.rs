@@ -71,7 +71,9 @@ pub fn fastest_rows(
     })?;
     let rows =
         kept.get(ROWS).context("the kept size of the stacks is missing")?.f_double_value(&[0])? as usize;
-    run.progress.note(&format!("{}: up to {rows} models side by side", network.name()));
+    let how =
+        if rows > 1 { format!("up to {rows} models side by side") } else { "one model at a time".into() };
+    run.progress.note(&format!("{}: {how}", network.name()));
     Ok(rows)
 }
 
