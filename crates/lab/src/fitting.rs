@@ -6,6 +6,7 @@
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
 use crate::run::{Numbers, Run};
+use crate::stacks::kept_fastest;
 use crate::trial::{describe, stream_of};
 use anyhow::{Context, Result, ensure};
 use flatland_data::Function;
@@ -13,6 +14,7 @@ use flatland_network::{
     Examples, Layer, Loss, Network, Optimiser, OptimiserSettings, initialise_stacked, loss_and_gradient,
 };
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Where a function is sampled: `points` values of x from `from` on, `step` apart.
@@ -163,10 +165,11 @@ const MOST_PARAMETERS: i64 = 1_000_000;
 /// More steps than this are surely a slip.
 const MOST_EPOCHS: u32 = 10_000_000;
 
-/// Rows of a chunk on a CPU: from here on a row's time falls little more, and two workers still share the chunks evenly.
+/// Rows of a chunk on a CPU: a row's time hardly depends on it (docs/benchmarks.md, "How time grows"), and two workers still share the
+/// chunks evenly.
 const CPU_ROWS: usize = 32;
-/// On an accelerator launches are all the cost.
-const DEVICE_ROWS: usize = 1024;
+/// Steps of a trial of how many rows an accelerator takes best.
+const TRIED_STEPS: u32 = 20;
 /// Between two looks at interruption, progress and whether all rows are done.
 const PAUSE: u32 = 100;
 
@@ -175,12 +178,11 @@ const PAUSE: u32 = 100;
 /// # Errors
 /// When a function has no value on its grid, the device fails, or the user interrupts; finished chunks are kept.
 pub fn fit_all(run: &Run, fits: &[Fit]) -> Result<Vec<Vec<Fitted>>> {
-    let rows = if run.device.device == Device::Cpu { CPU_ROWS } else { DEVICE_ROWS };
-    let mut chunks: Vec<(usize, &[u64])> = fits
-        .iter()
-        .enumerate()
-        .flat_map(|(index, fit)| fit.seeds.chunks(rows).map(move |seeds| (index, seeds)))
-        .collect();
+    let mut chunks: Vec<(usize, &[u64])> = Vec::new();
+    for (index, fit) in fits.iter().enumerate() {
+        let rows = if run.device.device == Device::Cpu { CPU_ROWS } else { fit.fastest_rows(run)? };
+        chunks.extend(fit.seeds.chunks(rows).map(|seeds| (index, seeds)));
+    }
     let steps = |&(index, seeds): &(usize, &[u64])| u64::from(fits[index].epochs) * seeds.len() as u64;
     let stage = run.progress.stage("fitting", chunks.iter().map(steps).sum());
     // Small networks cost by their layers, not by their parameters. The sort is stable: chunks of a fit stay in order.
@@ -219,6 +221,31 @@ impl<'a> Fit<'a> {
             every: epochs,
             gradients: false,
         }
+    }
+
+    /// On an accelerator, where launches are most of the cost of a small stack: by trying.
+    fn fastest_rows(&self, run: &Run) -> Result<usize> {
+        let content = serde_json::json!({
+            "rows of a chunk": describe(self.network),
+            "points": self.grid.points,
+            "optimiser": self.optimiser,
+            "most": self.seeds.len(),
+        });
+        let few = Fit {
+            name: self.name.clone(),
+            epochs: TRIED_STEPS,
+            stop: Stop::Never,
+            every: TRIED_STEPS,
+            ..*self
+        };
+        kept_fastest(run, &content, self.seeds.len(), |rows| {
+            let seeds = &self.seeds[..rows.min(self.seeds.len())];
+            // The first time warms up; both end with numbers read from the device.
+            few.train(run.device.device, seeds, |_| Ok(()))?;
+            let begin = Instant::now();
+            few.train(run.device.device, seeds, |_| Ok(()))?;
+            Ok(begin.elapsed().as_secs_f64() / seeds.len() as f64)
+        })
     }
 
     fn chunk(&self, run: &Run, stage: &Stage, seeds: &[u64]) -> Result<Vec<Fitted>> {
@@ -455,6 +482,19 @@ mod tests {
             let evaluated = evaluate(&network, &row.theta, &examples, Loss::MeanSquaredError).unwrap();
             assert!((evaluated.loss - row.loss).abs() < 1e-6);
         }
+    }
+
+    /// What an accelerator would do.
+    #[test]
+    fn the_size_of_a_chunk_is_tried_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = crate::trial::tests::run(folder.path());
+        let (network, target) = (small(), "x".parse().unwrap());
+        let fit = fit(&network, &target, 10, Stop::Never);
+        let rows = fit.fastest_rows(&run).unwrap();
+        assert!((1..=4).contains(&rows), "{rows}");
+        // Timed again, another number could come out.
+        assert!((0..20).all(|_| fit.fastest_rows(&run).unwrap() == rows));
     }
 
     #[test]

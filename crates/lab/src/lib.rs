@@ -13,6 +13,7 @@ mod parallel;
 mod progress;
 mod run;
 mod settings;
+mod stacks;
 mod summary;
 mod trial;
 

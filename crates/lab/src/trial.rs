@@ -4,10 +4,12 @@ use crate::images::Images;
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
 use crate::run::{Numbers, Run};
+use crate::stacks::{fastest_rows, stacks};
 use anyhow::{Context, Result, ensure};
 use flatland_network::snapshot::{Checkpoint, tensors_from_bytes, tensors_to_bytes, to_safetensors};
 use flatland_network::{
-    Evaluation, Loss, Network, Optimiser, OptimiserSettings, Training, evaluate, evaluate_many, initialise,
+    Epoch, Evaluation, Loss, Network, Optimiser, OptimiserSettings, StackedTraining, Training, evaluate,
+    evaluate_many, initialise,
 };
 use flatland_record::{sha256_hex, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -92,27 +94,57 @@ pub struct Trained {
     pub end: Both,
 }
 
-/// At most this often a trial in progress is saved; a crash costs no more than this and the epoch under way.
+/// At most this often a trial in progress is saved; a crash costs no more than this and the epoch under way, or a little more where
+/// many are saved together.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 
-/// Trains every trial, side by side, the longest first; returns them in the trials' order.
+/// Trains every trial, side by side, the longest first; returns them in the trials' order. On an accelerator, trials that are alike
+/// train as one stack.
 pub fn train_all(
     run: &Run,
     networks: &[Network],
     images: &[Images],
     trials: &[Trial],
 ) -> Result<Vec<Trained>> {
+    let stacks = if run.device.device == Device::Cpu {
+        // Grouped convolutions are three times slower there than one model after the other.
+        (0..trials.len()).map(|index| vec![index]).collect()
+    } else {
+        stacks(images, trials, |alike| {
+            let first = &trials[alike[0]];
+            fastest_rows(run, &networks[first.network], &images[first.images], first, alike.len())
+        })?
+    };
+    train_stacks(run, networks, images, trials, stacks)
+}
+
+/// The same for stacks that are formed already: of each, which trials.
+fn train_stacks(
+    run: &Run,
+    networks: &[Network],
+    images: &[Images],
+    trials: &[Trial],
+    mut stacks: Vec<Vec<usize>>,
+) -> Result<Vec<Trained>> {
     let examples = |trial: &Trial| u64::from(trial.epochs) * images[trial.images].train.count() as u64;
     let stage = run.progress.stage("training", trials.iter().map(examples).sum());
-    let mut order: Vec<usize> = (0..trials.len()).collect();
     let cost = |&index: &usize| examples(&trials[index]) * networks[trials[index].network].count() as u64;
-    order.sort_by_key(|index| std::cmp::Reverse(cost(index)));
-    let contexts = run.contexts(trials.len(), || Ok(images.iter().map(Images::share).collect::<Vec<_>>()))?;
-    let trained = in_parallel(contexts, &order, |images, &index| {
-        let trial = &trials[index];
-        train(run, &stage, &networks[trial.network], &images[trial.images], trial)
+    stacks.sort_by_key(|stack| std::cmp::Reverse(stack.iter().map(cost).sum::<u64>()));
+    let contexts = run.contexts(stacks.len(), || Ok(images.iter().map(Images::share).collect::<Vec<_>>()))?;
+    let trained = in_parallel(contexts, &stacks, |images, stack| {
+        let network = &networks[trials[stack[0]].network];
+        let courses = stack.iter().map(|&index| {
+            let trial = &trials[index];
+            Course::begin(run, &stage, network, &images[trial.images], trial)
+        });
+        let courses = courses.collect::<Result<Vec<_>>>()?;
+        match <[_; 1]>::try_from(courses) {
+            Ok([(course, training)]) => Ok(vec![train_alone(run, &stage, course, training)?]),
+            Err(courses) => train_stack(run, &stage, courses),
+        }
     })?;
-    let mut sorted: Vec<(usize, Trained)> = order.into_iter().zip(trained).collect();
+    let mut sorted: Vec<(usize, Trained)> =
+        stacks.into_iter().flatten().zip(trained.into_iter().flatten()).collect();
     sorted.sort_by_key(|(index, _)| *index);
     Ok(sorted.into_iter().map(|(_, trained)| trained).collect())
 }
@@ -157,69 +189,166 @@ pub fn evaluate_all<C: Send>(
     Ok(evaluated.into_iter().flatten().collect())
 }
 
-/// Trains with cross-entropy, or takes up where an earlier process stopped, or returns what one finished: the numbers are
-/// the same in all three cases. Also writes the final weights as `weights/<name>.safetensors` for PyTorch.
-fn train(run: &Run, stage: &Stage, network: &Network, images: &Images, trial: &Trial) -> Result<Trained> {
-    let device = run.device.device;
-    let key = key(run, network, images, trial)?;
-    let files = Files {
-        checkpoint: run.folder.trial_path(&key, "safetensors"),
-        snapshots: trial.snapshots.then(|| run.folder.trial_path(&key, "snapshots.safetensors")),
-    };
-    let saved = if files.checkpoint.exists() { read_saved(run, network, trial, &files) } else { None };
-    let examples = images.train.count() as u64;
-    let (mut training, mut curve, mut snapshots) = if let Some(saved) = saved {
-        let Saved { checkpoint, optimiser, curve, snapshots } = saved;
-        let theta = checkpoint.theta.f_to_device(device)?;
-        stage.skip(u64::from(checkpoint.epochs) * examples);
-        (start(network, images, trial, theta, optimiser, checkpoint.epochs), curve, snapshots)
-    } else {
-        let theta = initialise(network, trial.seed, trial.stream, Kind::Float, device)?;
-        let first = if trial.snapshots { vec![snapshot_of(&theta)?] } else { Vec::new() };
-        (start(network, images, trial, theta, Optimiser::new(trial.optimiser)?, 0), Vec::new(), first)
-    };
-
-    let mut seconds = curve.last().map_or(0., |row| row.seconds);
+fn train_alone(run: &Run, stage: &Stage, mut course: Course, mut training: Training) -> Result<Trained> {
     let mut last_save = Instant::now();
-    while !trial.is_over(&curve) {
+    while !course.is_over() {
         run.check_interrupted()?;
         let begin = Instant::now();
-        let train = training.epoch().with_context(|| format!("trial {} failed", trial.name))?;
-        seconds += begin.elapsed().as_secs_f64();
-        let test = evaluate(network, &training.theta, &images.test, Loss::CrossEntropy)?;
-        let train = Evaluation { loss: train.loss, accuracy: train.accuracy };
-        curve.push(EpochRow { epoch: training.epochs, train, test, seconds });
-        if trial.snapshots {
-            snapshots.push(snapshot_of(&training.theta)?);
-        }
-        if trial.is_over(&curve) || last_save.elapsed() >= SAVE_EVERY {
-            // First, so that no checkpoint is ahead of its snapshots, whenever the process ends.
-            if let Some(path) = &files.snapshots {
-                let stacked = Numbers::from([(SNAPSHOTS.to_owned(), Tensor::f_stack(&snapshots, 0)?)]);
-                write_atomically(path, &tensors_to_bytes(&stacked)?)?;
-            }
-            let notes = to_notes(&curve);
-            write_atomically(
-                &files.checkpoint,
-                &Checkpoint::save(network, &training.theta, &training.optimiser, training.epochs, &notes)?,
-            )?;
+        let epoch = training.epoch().with_context(|| format!("trial {} failed", course.trial.name))?;
+        course.record(stage, &training, epoch, begin.elapsed().as_secs_f64())?;
+        if course.is_over() || last_save.elapsed() >= SAVE_EVERY {
+            course.save(&training)?;
             last_save = Instant::now();
         }
-        let accuracy = test.accuracy.unwrap_or(f64::NAN) * 100.;
-        stage.advance(
-            examples,
-            format!(
-                "{}: epoch {}/{}, test accuracy {accuracy:.2} %",
-                trial.name, training.epochs, trial.epochs
-            ),
-        );
     }
-    stage.skip(u64::from(trial.epochs.saturating_sub(training.epochs)) * examples);
-    let end = evaluate_both(network, &training.theta, images)?;
-    let theta = training.theta.f_to_device(Device::Cpu)?;
-    run.write_weights(&trial.name, &to_safetensors(network, &theta)?)?;
-    let snapshots = trial.snapshots.then(|| Tensor::f_stack(&snapshots, 0)).transpose()?;
-    Ok(Trained { theta, snapshots, curve, end })
+    course.finish(run, stage, &training)
+}
+
+/// All side by side. A stack is formed anew from all its trials, be they over or not: what a row computes may depend, in its last bits,
+/// on how many there are.
+fn train_stack(run: &Run, stage: &Stage, courses: Vec<(Course, Training)>) -> Result<Vec<Trained>> {
+    let (mut courses, mut models): (Vec<Course>, Vec<Training>) = courses.into_iter().unzip();
+    if !courses.iter().all(Course::is_over) {
+        let mut stack = StackedTraining::new(&std::mem::take(&mut models))?;
+        let (mut last_save, mut pause) = (Instant::now(), SAVE_EVERY);
+        while !courses.iter().all(Course::is_over) {
+            run.check_interrupted()?;
+            stacked_epoch(stage, &mut courses, &mut stack)?;
+            if last_save.elapsed() >= pause {
+                let begin = Instant::now();
+                save_stack(&courses, &stack)?;
+                // Many files: they shall not take more than a tenth of the time.
+                pause = SAVE_EVERY.max(10 * begin.elapsed());
+                last_save = Instant::now();
+            }
+        }
+        models = (0..courses.len()).map(|row| stack.row(row)).collect::<Result<_, _>>()?;
+    }
+    courses.into_iter().zip(models).map(|(course, model)| course.finish(run, stage, &model)).collect()
+}
+
+/// An epoch of the trials that are not over; a row's time is its share of the stack's.
+fn stacked_epoch(stage: &Stage, courses: &mut [Course], stack: &mut StackedTraining) -> Result<()> {
+    let wanted: Vec<bool> = courses.iter().map(|course| !course.is_over()).collect();
+    let begin = Instant::now();
+    let epochs = stack.epoch(&wanted).with_context(|| {
+        let names: Vec<&str> = courses.iter().map(|course| course.trial.name.as_str()).collect();
+        format!("the stack of the trials {} failed", names.join(", "))
+    })?;
+    let seconds = begin.elapsed().as_secs_f64() / epochs.iter().flatten().count() as f64;
+    for (row, (course, epoch)) in courses.iter_mut().zip(epochs).enumerate() {
+        if let Some(epoch) = epoch {
+            let model = stack.row(row)?;
+            course.record(stage, &model, epoch, seconds)?;
+            if course.is_over() {
+                course.save(&model)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Those that are over were saved when they were.
+fn save_stack(courses: &[Course], stack: &StackedTraining) -> Result<()> {
+    for (row, course) in courses.iter().enumerate().filter(|(_, course)| !course.is_over()) {
+        course.save(&stack.row(row)?)?;
+    }
+    Ok(())
+}
+
+/// A trial on its way: all but its model.
+struct Course<'a> {
+    trial: &'a Trial,
+    images: &'a Images,
+    files: Files,
+    curve: Vec<EpochRow>,
+    /// So far; empty where the trial asks for none.
+    snapshots: Vec<Tensor>,
+}
+
+impl<'a> Course<'a> {
+    /// From the start, or where an earlier process stopped, or at the end that one reached: the numbers are the same in all
+    /// three cases. Trains with cross-entropy.
+    fn begin(
+        run: &Run,
+        stage: &Stage,
+        network: &'a Network,
+        images: &'a Images,
+        trial: &'a Trial,
+    ) -> Result<(Self, Training<'a>)> {
+        let device = run.device.device;
+        let key = key(run, network, images, trial)?;
+        let files = Files {
+            checkpoint: run.folder.trial_path(&key, "safetensors"),
+            snapshots: trial.snapshots.then(|| run.folder.trial_path(&key, "snapshots.safetensors")),
+        };
+        let saved = if files.checkpoint.exists() { read_saved(run, network, trial, &files) } else { None };
+        let (theta, optimiser, epochs, curve, snapshots) = if let Some(saved) = saved {
+            let Saved { checkpoint, optimiser, curve, snapshots } = saved;
+            stage.skip(u64::from(checkpoint.epochs) * images.train.count() as u64);
+            (checkpoint.theta.f_to_device(device)?, optimiser, checkpoint.epochs, curve, snapshots)
+        } else {
+            let theta = initialise(network, trial.seed, trial.stream, Kind::Float, device)?;
+            let first = if trial.snapshots { vec![snapshot_of(&theta)?] } else { Vec::new() };
+            (theta, Optimiser::new(trial.optimiser)?, 0, Vec::new(), first)
+        };
+        let training = Training {
+            network,
+            loss: Loss::CrossEntropy,
+            examples: &images.train,
+            batch: trial.batch,
+            stream: (trial.seed, trial.stream),
+            theta,
+            optimiser,
+            epochs,
+        };
+        Ok((Self { trial, images, files, curve, snapshots }, training))
+    }
+
+    fn is_over(&self) -> bool {
+        self.trial.is_over(&self.curve)
+    }
+
+    /// After an epoch that took so many seconds.
+    fn record(&mut self, stage: &Stage, training: &Training, epoch: Epoch, seconds: f64) -> Result<()> {
+        let Training { network, theta, epochs, .. } = training;
+        let test = evaluate(network, theta, &self.images.test, Loss::CrossEntropy)?;
+        let train = Evaluation { loss: epoch.loss, accuracy: epoch.accuracy };
+        let seconds = self.curve.last().map_or(0., |row| row.seconds) + seconds;
+        self.curve.push(EpochRow { epoch: *epochs, train, test, seconds });
+        if self.trial.snapshots {
+            self.snapshots.push(snapshot_of(theta)?);
+        }
+        let accuracy = test.accuracy.unwrap_or(f64::NAN) * 100.;
+        let Trial { name, epochs: all, .. } = self.trial;
+        stage.advance(
+            self.images.train.count() as u64,
+            format!("{name}: epoch {epochs}/{all}, test accuracy {accuracy:.2} %"),
+        );
+        Ok(())
+    }
+
+    fn save(&self, training: &Training) -> Result<()> {
+        let Training { network, theta, optimiser, epochs, .. } = training;
+        // First, so that no checkpoint is ahead of its snapshots, whenever the process ends.
+        if let Some(path) = &self.files.snapshots {
+            let stacked = Numbers::from([(SNAPSHOTS.to_owned(), Tensor::f_stack(&self.snapshots, 0)?)]);
+            write_atomically(path, &tensors_to_bytes(&stacked)?)?;
+        }
+        let bytes = Checkpoint::save(network, theta, optimiser, *epochs, &to_notes(&self.curve))?;
+        Ok(write_atomically(&self.files.checkpoint, &bytes)?)
+    }
+
+    /// Also writes the final weights as `weights/<name>.safetensors` for PyTorch.
+    fn finish(self, run: &Run, stage: &Stage, training: &Training) -> Result<Trained> {
+        let Self { trial, images, curve, snapshots, .. } = self;
+        stage.skip(u64::from(trial.epochs.saturating_sub(training.epochs)) * images.train.count() as u64);
+        let end = evaluate_both(training.network, &training.theta, images)?;
+        let theta = training.theta.f_to_device(Device::Cpu)?;
+        run.write_weights(&trial.name, &to_safetensors(training.network, &theta)?)?;
+        let snapshots = trial.snapshots.then(|| Tensor::f_stack(&snapshots, 0)).transpose()?;
+        Ok(Trained { theta, snapshots, curve, end })
+    }
 }
 
 impl Trial {
@@ -228,26 +357,6 @@ impl Trial {
             self.stop_at.is_some_and(|enough| row.train.accuracy.is_some_and(|accuracy| accuracy >= enough))
         };
         curve.last().is_some_and(|row| row.epoch >= self.epochs || reached(row))
-    }
-}
-
-fn start<'a>(
-    network: &'a Network,
-    images: &'a Images,
-    trial: &Trial,
-    theta: Tensor,
-    optimiser: Optimiser,
-    epochs: u32,
-) -> Training<'a> {
-    Training {
-        network,
-        loss: Loss::CrossEntropy,
-        examples: &images.train,
-        batch: trial.batch,
-        stream: (trial.seed, trial.stream),
-        theta,
-        optimiser,
-        epochs,
     }
 }
 
@@ -359,8 +468,192 @@ fn from_notes(notes: &str) -> Result<Vec<EpochRow>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::progress::Progress;
+    use flatland_network::device::{DeviceChoice, choose};
+    use flatland_network::{Examples, Layer};
+    use flatland_record::{Manifest, RunFolder};
+    use ndarray::Array3;
+    use std::sync::Mutex;
+
+    /// A run on the CPU that is asked for by no experiment.
+    pub fn run(folder: &Path) -> Run {
+        Run {
+            precision: flatland_network::Precision::F32,
+            folder: RunFolder::create(folder, "test", "").unwrap(),
+            device: choose(DeviceChoice::Cpu).unwrap(),
+            progress: Progress::new(true),
+            workers: 2,
+            data_dir: None,
+            preset: "test".into(),
+            interrupted: std::sync::Arc::default(),
+            manifest: Mutex::new(Manifest::new("test", "test", serde_json::Value::Null)),
+            written: Mutex::default(),
+            outcomes: Mutex::default(),
+        }
+    }
+
+    /// A small convolutional network and a dense one, of images 8x8.
+    pub fn networks() -> Vec<Network> {
+        let layers = [
+            Layer::Convolution { channels: 3, kernel: 3, padding: 0 },
+            Layer::Relu,
+            Layer::MaxPool { size: 2 },
+            Layer::Dense { width: 4 },
+        ];
+        let dense = [Layer::Dense { width: 9 }, Layer::Relu, Layer::Dense { width: 4 }];
+        vec![
+            Network::new("small", &[1, 8, 8], &layers).unwrap(),
+            Network::new("dense", &[1, 8, 8], &dense).unwrap(),
+        ]
+    }
+
+    /// Bars, brighter with their label, in noise of their own.
+    pub fn images(count: usize, salt: usize) -> Images {
+        let split = |count: usize, salt: usize| {
+            let labels: Vec<u8> = (0..count).map(|n| (n * 7 % 4) as u8).collect();
+            let pixels = Array3::from_shape_fn((count, 8, 8), |(n, i, j)| {
+                let noise = (n * 193 + i * 71 + j * 37 + salt * 11) * 2_654_435_761 % 97;
+                (if j / 2 == usize::from(labels[n]) { 150 + noise } else { noise }) as u8
+            });
+            let values = std::array::from_fn(|p| p as f32 / 255.);
+            Examples::pixels(&pixels, &[1, 8, 8], &values, &labels, Device::Cpu).unwrap()
+        };
+        Images {
+            train: split(count, salt),
+            test: split(20, salt + 1),
+            prepared: format!("bars {count} {salt}"),
+        }
+    }
+
+    pub fn trial(seed: u64, images: usize) -> Trial {
+        Trial {
+            name: format!("seed{seed}-images{images}"),
+            network: 0,
+            images,
+            seed,
+            stream: 3,
+            optimiser: OptimiserSettings::Sgd { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0. },
+            batch: 8,
+            epochs: 6,
+            stop_at: None,
+            snapshots: false,
+        }
+    }
+
+    /// Trials of one stack: other seeds, learning rates, labels, images, and ends.
+    fn stack(network: usize) -> (Vec<Images>, Vec<Trial>) {
+        let all = images(44, 0);
+        let relabelled = all.relabelled(&[1, 0, 2, 2].repeat(11), "bars relabelled".into()).unwrap();
+        let images = vec![all, relabelled, images(44, 5)];
+        let slow = OptimiserSettings::Sgd { lr: 0.02, momentum: 0.5, nesterov: true, weight_decay: 1e-3 };
+        let trials = [
+            trial(0, 0),
+            trial(1, 0),
+            Trial { optimiser: slow, name: "slow".into(), ..trial(0, 0) },
+            trial(0, 1),
+            // It is reached before the last epoch.
+            Trial { stop_at: Some(0.3), name: "early".into(), ..trial(2, 0) },
+            trial(0, 2),
+        ];
+        let trials = trials.map(|trial| Trial { network, snapshots: true, ..trial });
+        (images, trials.into())
+    }
+
+    fn theta_bits(trained: &Trained) -> (Vec<f32>, Vec<f32>) {
+        let numbers = |tensor: &Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap();
+        (numbers(&trained.theta), numbers(trained.snapshots.as_ref().unwrap()))
+    }
+
+    /// All but the time.
+    fn losses(trained: &Trained) -> Vec<(u32, [Evaluation; 2])> {
+        trained.curve.iter().map(|row| (row.epoch, [row.train, row.test])).collect()
+    }
+
+    fn assert_same(some: &[Trained], others: &[Trained]) {
+        assert_eq!(some.len(), others.len());
+        for (one, other) in some.iter().zip(others) {
+            assert_eq!(theta_bits(one), theta_bits(other));
+            assert_eq!((losses(one), one.end), (losses(other), other.end));
+        }
+    }
+
+    /// To 1e-4: an error in the last bit grows over 36 steps.
+    #[test]
+    fn a_stack_trains_what_each_of_its_trials_does_alone() {
+        tch::set_num_threads(1);
+        for network in 0..2 {
+            let (images, trials) = stack(network);
+            let train = |stacks: Vec<Vec<usize>>| {
+                let folder = tempfile::tempdir().unwrap();
+                let run = run(folder.path());
+                let trained = train_stacks(&run, &networks(), &images, &trials, stacks).unwrap();
+                let weights = std::fs::read_dir(run.folder.file("weights")).unwrap().count();
+                assert_eq!(weights, trials.len());
+                trained
+            };
+            let alone = train((0..6).map(|index| vec![index]).collect());
+            let stacked = train(vec![vec![4, 1], vec![0, 2, 3, 5]]);
+            for (trial, (row, alone)) in trials.iter().zip(stacked.iter().zip(&alone)) {
+                let epochs = alone.curve.len();
+                assert_eq!(row.curve.len(), epochs, "{}", trial.name);
+                assert_eq!(epochs < 6, trial.stop_at.is_some(), "{}: {epochs} epochs", trial.name);
+                assert!(row.curve[0].seconds > 0. && row.curve.is_sorted_by_key(|row| row.seconds));
+                let close =
+                    |a: f64, b: f64| assert!((a - b).abs() < 1e-4 * b.abs(), "{}: {a} {b}", trial.name);
+                for (row, alone) in row.curve.iter().zip(&alone.curve) {
+                    close(row.train.loss, alone.train.loss);
+                    close(row.test.loss, alone.test.loss);
+                }
+                close(row.end.train.loss, alone.end.train.loss);
+                let [snapshots, others] = [row, alone].map(|trained| trained.snapshots.as_ref().unwrap());
+                assert_eq!(snapshots.size()[0], epochs as i64 + 1);
+                assert!(snapshots.allclose(others, 1e-4, 1e-4, false), "{}", trial.name);
+                assert_eq!(snapshots.get(-1), row.theta);
+            }
+            assert!(alone[0].end.train.loss < 0.5 * alone[0].curve[0].train.loss, "it learns");
+        }
+    }
+
+    #[test]
+    fn a_resumed_stack_equals_an_undisturbed_one_bit_for_bit() {
+        tch::set_num_threads(1);
+        for network in 0..2 {
+            let (images, trials) = stack(network);
+            let networks = networks();
+            let all = || vec![(0..trials.len()).collect()];
+            let folder = tempfile::tempdir().unwrap();
+            let whole = train_stacks(&run(folder.path()), &networks, &images, &trials, all()).unwrap();
+
+            let files = |run: &Run, index: usize| {
+                let trial = &trials[index];
+                let key = key(run, &networks[network], &images[trial.images], trial).unwrap();
+                run.folder.trial_path(&key, "safetensors")
+            };
+            // What a process leaves that ends after so many epochs; one that was killed while it saved lacks some files.
+            for (epochs, lost) in [(1, vec![]), (4, vec![]), (5, vec![1, 3]), (6, vec![]), (6, vec![0])] {
+                let folder = tempfile::tempdir().unwrap();
+                let run = run(folder.path());
+                let stage = run.progress.stage("training", 1);
+                let courses = trials.iter().map(|trial| {
+                    let images = &images[trial.images];
+                    Course::begin(&run, &stage, &networks[network], images, trial).unwrap()
+                });
+                let (mut courses, models): (Vec<Course>, Vec<Training>) = courses.unzip();
+                let mut half = StackedTraining::new(&models).unwrap();
+                for _ in 0..epochs {
+                    stacked_epoch(&stage, &mut courses, &mut half).unwrap();
+                    save_stack(&courses, &half).unwrap();
+                }
+                for &index in &lost {
+                    std::fs::remove_file(files(&run, index)).unwrap();
+                }
+                let resumed = train_stacks(&run, &networks, &images, &trials, all()).unwrap();
+                assert_same(&resumed, &whole);
+            }
+        }
+    }
 
     fn row(epoch: u32, loss: f64) -> EpochRow {
         EpochRow {

@@ -5,6 +5,9 @@ use crate::{NetworkError, Result};
 use ndarray::{Array3, Array4};
 use tch::{Device, Kind, Tensor};
 
+mod stacked;
+pub use stacked::StackedExamples;
+
 /// Inputs and targets of one split, on the device where they are used.
 #[derive(Debug)]
 pub struct Examples {

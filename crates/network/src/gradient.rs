@@ -201,3 +201,37 @@ fn one_after_the_other(
         gradient: stack(&|row| Some(row.gradient.shallow_clone()))?.ok_or_else(none)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Layer, initialise_stacked};
+    use tch::Kind;
+
+    /// What a GPU computes, against what a CPU does: the public way never takes the groups there.
+    #[test]
+    fn the_gradient_of_groups_is_that_of_one_model_after_the_other() {
+        tch::set_num_threads(1);
+        let layers = [
+            Layer::Convolution { channels: 4, kernel: 3, padding: 1 },
+            Layer::Relu,
+            Layer::MaxPool { size: 2 },
+            Layer::Dense { width: 3 },
+        ];
+        for network in [Network::lenet(), Network::new("small", &[2, 6, 7], &layers).unwrap()] {
+            let theta =
+                initialise_stacked(&network, &[(0, 0), (0, 1), (1, 0)], Kind::Double, Device::Cpu).unwrap();
+            let shape = [&[3, 4], network.input()].concat();
+            let x = Tensor::arange(shape.iter().product::<i64>(), (Kind::Double, Device::Cpu));
+            let x = x.f_sin().unwrap().view(shape.as_slice());
+            let labels = Tensor::arange(12, (Kind::Int64, Device::Cpu)).remainder(3).view([3, 4]);
+            for (x, targets) in [(&x, &labels), (&x.get(1), &labels), (&x, &labels.get(1))] {
+                let [groups, alone] = [stacked, one_after_the_other]
+                    .map(|way| way(&network, &theta, x, targets, Loss::CrossEntropy).unwrap());
+                assert!(groups.loss.allclose(&alone.loss, 1e-12, 1e-12, false));
+                assert!(groups.gradient.allclose(&alone.gradient, 1e-10, 1e-12, false));
+                assert_eq!(groups.correct, alone.correct);
+            }
+        }
+    }
+}

@@ -36,7 +36,7 @@ pub use loss::Loss;
 pub use network::{Layer, Network, Parameter};
 pub use optimiser::{Optimiser, OptimiserSettings};
 pub use precision::{Precision, set_precision};
-pub use training::{Epoch, Training, epoch_order};
+pub use training::{Epoch, StackedTraining, Training, epoch_order};
 
 /// Result of this crate's fallible operations.
 pub type Result<T, E = NetworkError> = std::result::Result<T, E>;

@@ -379,29 +379,29 @@ impl Network {
         own: bool,
     ) -> Result<Tensor> {
         let batch = x.size()[usize::from(own)];
-        let mut y = if own { x.shallow_clone() } else { x.f_unsqueeze(0)? };
-        if !own {
-            let mut size = y.size();
-            size[0] = models;
-            y = y.f_expand(&size, true)?;
-        }
-        let image = self.input.len() == 3;
-        if image {
+        let mut y = x.shallow_clone();
+        // Inputs that all models share stay one until the first weights come: a convolution then has all models' output channels.
+        let mut shared = !own;
+        let mut grouped = self.input.len() == 3;
+        if own && grouped {
             let [c, h, w] = [self.input[0], self.input[1], self.input[2]];
             y = y.f_transpose(0, 1)?.f_reshape([batch, models * c, h, w])?;
         }
-        let mut grouped = image;
         for step in &self.steps {
             y = match *step {
                 Step::Convolution { weight, padding } => {
                     let [w, b] = [&parameters[weight], &parameters[weight + 1]];
-                    y.f_conv2d(&w.f_flatten(0, 1)?, Some(b.f_flatten(0, 1)?), 1, padding, 1, models)?
+                    let groups = if shared { 1 } else { models };
+                    shared = false;
+                    y.f_conv2d(&w.f_flatten(0, 1)?, Some(b.f_flatten(0, 1)?), 1, padding, 1, groups)?
                 }
                 Step::Dense { weight } => {
-                    if grouped {
+                    if shared {
+                        y = y.f_reshape([1, batch, -1])?.f_expand([models, -1, -1], true)?;
+                    } else if grouped {
                         y = y.f_reshape([batch, models, -1])?.f_transpose(0, 1)?;
-                        grouped = false;
                     }
+                    (shared, grouped) = (false, false);
                     let [w, b] = [&parameters[weight], &parameters[weight + 1]];
                     b.f_unsqueeze(1)?.f_baddbmm(&y, &w.f_transpose(1, 2)?, 1, 1)?
                 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
+mod stacked;
+pub use stacked::StackedOptimiser;
+
 /// An optimiser and its hyperparameters, as PyTorch names them. Weight decay is L2: it is added to the gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]

@@ -5,6 +5,9 @@ use crate::{Examples, Loss, Network, NetworkError, Optimiser, Result, loss_and_g
 use rand::seq::SliceRandom;
 use tch::{Kind, Tensor};
 
+mod stacked;
+pub use stacked::StackedTraining;
+
 /// One model in training.
 #[derive(Debug)]
 pub struct Training<'a> {
@@ -63,38 +66,56 @@ impl Training<'_> {
             return Err(NetworkError::Shape { what: "θ", found: self.theta.size(), expected });
         }
         let order = (self.batch < count).then(|| self.order(count)).transpose()?;
-        let device = self.theta.device();
-        let mut total = Tensor::f_zeros([], (Kind::Double, device))?;
-        let mut hits = Tensor::f_zeros([], (Kind::Int64, device))?;
-        let mut classifies = false;
-        let mut start = 0;
-        while start < count {
-            let length = self.batch.min(count - start);
-            let (x, targets) = match &order {
-                None => self.examples.part(0, count)?,
-                Some(order) => self.examples.chosen(&order.f_narrow(0, start, length)?)?,
-            };
-            let batch = loss_and_gradient(self.network, &self.theta, &x, &targets, self.loss)?;
-            self.optimiser.step(&mut self.theta, batch.gradient)?;
-            let _ = total.f_add_(&batch.loss.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?)?;
-            if let Some(correct) = batch.correct {
-                classifies = true;
-                let _ = hits.f_add_(&correct)?;
-            }
-            start += length;
-        }
+        let (total, hits) = pass(
+            (self.network, self.loss),
+            (self.batch, count),
+            &mut self.theta,
+            |start, length| match &order {
+                None => self.examples.part(start, length),
+                Some(order) => self.examples.chosen(&order.f_narrow(0, start, length)?),
+            },
+            |theta, gradient| self.optimiser.step(theta, gradient),
+        )?;
         self.epochs += 1;
         let count = count as f64;
-        Ok(Epoch {
-            loss: total.f_double_value(&[])? / count,
-            accuracy: if classifies { Some(hits.f_int64_value(&[])? as f64 / count) } else { None },
-        })
+        let hits = hits.map(|hits| hits.f_int64_value(&[])).transpose()?;
+        Ok(Epoch { loss: total.f_double_value(&[])? / count, accuracy: hits.map(|hits| hits as f64 / count) })
     }
 
     fn order(&self, count: i64) -> Result<Tensor> {
         let order = epoch_order(self.stream, self.epochs, count);
         Ok(Tensor::f_from_slice(&order)?.f_to_device(self.theta.device())?)
     }
+}
+
+/// The loop: batches of `batch` examples until `count` are done, the last one holds what is left. `examples` gives inputs and targets
+/// of so many from a start on, `step` moves θ. Returns the summed losses (f64) and hits, each `[]` or `[M]`, still on the device.
+fn pass(
+    (network, loss): (&Network, Loss),
+    (batch, count): (i64, i64),
+    theta: &mut Tensor,
+    examples: impl Fn(i64, i64) -> Result<(Tensor, Tensor)>,
+    mut step: impl FnMut(&mut Tensor, Tensor) -> Result<()>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let size = theta.size();
+    let (models, device) = (&size[..size.len() - 1], theta.device());
+    let mut total = Tensor::f_zeros(models, (Kind::Double, device))?;
+    let mut hits = Tensor::f_zeros(models, (Kind::Int64, device))?;
+    let mut classifies = false;
+    let mut start = 0;
+    while start < count {
+        let length = batch.min(count - start);
+        let (x, targets) = examples(start, length)?;
+        let batch = loss_and_gradient(network, theta, &x, &targets, loss)?;
+        step(theta, batch.gradient)?;
+        let _ = total.f_add_(&batch.loss.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?)?;
+        if let Some(correct) = batch.correct {
+            classifies = true;
+            let _ = hits.f_add_(&correct)?;
+        }
+        start += length;
+    }
+    Ok((total, classifies.then_some(hits)))
 }
 
 /// The order in which the `epoch`-th epoch, from 0, of the training with this seed and trial takes `count` examples. An epoch
