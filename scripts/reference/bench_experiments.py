@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -387,6 +388,8 @@ def measure(bench: Bench, chosen: dict[str, Work], rounds: int, notebook_rounds:
 
 def main() -> None:
     options = arguments()
+    # Ended from outside, too, it leaves neither files nor a side behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     every = works(options.epochs, options.points)
     names = options.only.split(",") if options.only else list(every)
     unknown = [name for name in names if name not in every]
@@ -409,19 +412,19 @@ def main() -> None:
     chosen_ways = ". ".join(f"{name}: {ways(bench.choices[name])}" for name in chosen)
     lines = [
         f"Whole runs, from the start of a process to its exit, {images_read}importing PyTorch included; device "
-        f"{options.device}, {bench.threads} cores for either side. Our side also writes its tables, figures, weights and "
-        f"page. Preset `paper`, scaled as the rows say. Medians (min–max) of {options.rounds} round(s), {notebook}the "
-        "sides in turn; ratios of time above 1 mean that Flatland is faster, ratios of memory below 1 that it needs less.",
+        f"{options.device}, {bench.threads} cores for either side. Our side also writes its tables, figures, weights "
+        f"and page. Preset `paper`, scaled as the rows say. Medians (min–max) of {options.rounds} round(s), {notebook}"
+        "the sides in turn; ratios of time above 1 mean that Flatland is faster, of memory below 1 that it needs less.",
         "", *table(chosen, measured), "",
         "- Memory: the peak of the sum of proportional set sizes (PSS) over a side's processes, read whenever their "
         f"resident sets, looked at every {1000 * LOOK:.0f} ms, have grown by a hundredth, and once a second{on_gpu}.",
-        f"- Start-up alone: {start[0]:.2f} s until our binary has its settings, {start[1]:.2f} s for PyTorch's imports.",
+        f"- Start-up alone: {start[0]:.2f} s until our binary has its settings, {start[1]:.2f} s for Python's imports.",
         f"- Both sides must have found the same: test accuracies within {accuracy:.0f} points, norms of gradients and "
         "Jacobians (batch 100) within a factor of 2, means over the runs of minimal-ratio within 4 standard errors of "
         "their difference.",
         "- PyTorch, tuned: data in memory, indexed batches, no host round trips within an epoch, forked processes with "
-        "their share of the cores that see the same data, glibc's allocator told to keep blocks where faster; the fastest "
-        f"of its variants, chosen by short trials. Chosen: {chosen_ways}.",
+        "their share of the cores that see the same data, glibc's allocator told to keep blocks where faster; the "
+        f"fastest of its variants, chosen by short trials. Chosen: {chosen_ways}.",
         "- PyTorch, notebook style: a Dataset and a DataLoader with transforms a sample, losses and hits read as they "
         "come, one model after the other.",
         *([f"- GPU: {torch.cuda.get_device_name()}."] if cuda else []),

@@ -59,7 +59,7 @@ def one(nets: list[nn.Sequential], x: Tensor, y: Tensor) -> Way:
 
 
 def bmm(nets: list[nn.Sequential], x: Tensor, y: Tensor) -> Way:
-    """A stack by batched matrix products, weights `[M, in, out]`: losses are summed, so that no model touches another."""
+    """A stack by batched matrix products, weights `[M, in, out]`: losses are summed, so no model touches another."""
     layers = list(zip(*nets))
     activation = layers[1][0] if len(layers) > 1 else nn.Identity()
     parameters = []
