@@ -12,16 +12,16 @@ import math
 import multiprocessing
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional as F
 
 NETWORKS = [[1, 190, 1], [1, 9, 17, 17, 4, 1], [1, 5, 10, 12, 12, 12, 4, 1]]
 RMSPROP = {"lr": 1e-3, "weight_decay": 1e-4}
-WAYS = ("one", "bmm", "vmap")
 STACKS = (8, 32, 128)
 CORES = torch.get_num_threads()
 
@@ -30,82 +30,94 @@ def name(widths: list[int]) -> str:
     return "-".join(map(str, widths))
 
 
-def network(widths: list[int]) -> nn.Sequential:
+def network(widths: list[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in zip(widths, widths[1:]):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
+def data() -> tuple[Tensor, Tensor]:
     x = (torch.arange(300, dtype=torch.float32) * 0.01 - 1.5).unsqueeze(1)
     return x, torch.sin(5 * math.pi * x)
 
 
-def one(widths: list[int], foreach: bool):
-    """A step of a single network."""
-    x, y = data()
-    model = network(widths)
-    optimiser = torch.optim.RMSprop(model.parameters(), foreach=foreach, **RMSPROP)
+# Each way gives the parameters and a function that leaves their gradients in `grad` and returns the losses.
+Way = tuple[list[Tensor], Callable[[], Tensor]]
 
-    def step():
-        loss = F.mse_loss(model(x), y)
-        optimiser.zero_grad(set_to_none=True)
+
+def one(nets: list[nn.Sequential], x: Tensor, y: Tensor) -> Way:
+    """A single network."""
+    (net,) = nets
+    parameters = list(net.parameters())
+
+    def backward() -> Tensor:
+        loss = F.mse_loss(net(x), y)
+        clear(parameters)
         loss.backward()
-        optimiser.step()
         return loss.detach()
 
-    return step
+    return parameters, backward
 
 
-def bmm(widths: list[int], models: int, foreach: bool):
-    """A step of a stack by batched matrix products: the losses are summed, so that no model touches another."""
-    x, y = data()
-    nets = [network(widths) for _ in range(models)]
-    linear = [[net[i] for net in nets] for i in range(0, 2 * len(widths) - 2, 2)]
-    weights = [torch.stack([l.weight.detach().t() for l in layer]).requires_grad_() for layer in linear]
-    biases = [torch.stack([l.bias.detach() for l in layer]).unsqueeze(1).requires_grad_() for layer in linear]
-    optimiser = torch.optim.RMSprop([*weights, *biases], foreach=foreach, **RMSPROP)
-    inputs = x.expand(models, -1, -1)
+def bmm(nets: list[nn.Sequential], x: Tensor, y: Tensor) -> Way:
+    """A stack by batched matrix products, weights `[M, in, out]`: losses are summed, so no model touches another."""
+    layers = list(zip(*nets))
+    activation = layers[1][0] if len(layers) > 1 else nn.Identity()
+    parameters = []
+    for layer in layers[::2]:
+        parameters.append(torch.stack([linear.weight.detach().t() for linear in layer]).requires_grad_())
+        parameters.append(torch.stack([linear.bias.detach() for linear in layer]).unsqueeze(1).requires_grad_())
+    inputs = x.expand(len(nets), -1, -1)
 
-    def step():
+    def backward() -> Tensor:
         h = inputs
-        for index, (weight, bias) in enumerate(zip(weights, biases)):
-            h = torch.baddbmm(bias, h, weight)
-            if index + 1 < len(weights):
-                h = F.relu(h)
+        for index in range(0, len(parameters), 2):
+            h = torch.baddbmm(parameters[index + 1], h, parameters[index])
+            if index + 2 < len(parameters):
+                h = activation(h)
         losses = (h - y).square().mean((1, 2))
-        optimiser.zero_grad(set_to_none=True)
+        clear(parameters)
         losses.sum().backward()
-        optimiser.step()
         return losses.detach()
 
-    return step
+    return parameters, backward
 
 
-def mapped(widths: list[int], models: int, foreach: bool):
-    """A step of a stack by torch.func."""
-    x, y = data()
-    nets = [network(widths) for _ in range(models)]
+def mapped(nets: list[nn.Sequential], x: Tensor, y: Tensor) -> Way:
+    """A stack by torch.func: weights `[M, out, in]`."""
     parameters, buffers = stack_module_state(nets)
     base = nets[0]
-    optimiser = torch.optim.RMSprop(parameters.values(), foreach=foreach, **RMSPROP)
     gradients = vmap(grad_and_value(lambda p, b: F.mse_loss(functional_call(base, (p, b), (x,)), y)))
 
-    def step():
+    def backward() -> Tensor:
         found, losses = gradients({k: p.detach() for k, p in parameters.items()}, buffers)
         for key, parameter in parameters.items():
             parameter.grad = found[key]
+        return losses
+
+    return list(parameters.values()), backward
+
+
+WAYS: dict[str, Callable[[list[nn.Sequential], Tensor, Tensor], Way]] = {"one": one, "bmm": bmm, "vmap": mapped}
+
+
+def clear(parameters: list[Tensor]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def stepper(widths: list[int], choice: dict) -> Callable[[], Tensor]:
+    nets = [network(widths) for _ in range(choice["models"])]
+    parameters, backward = WAYS[choice["way"]](nets, *data())
+    optimiser = torch.optim.RMSprop(parameters, foreach=choice["foreach"], **RMSPROP)
+
+    def step() -> Tensor:
+        losses = backward()
         optimiser.step()
         return losses
 
     return step
-
-
-def stepper(widths: list[int], choice: dict):
-    if choice["way"] == "one":
-        return one(widths, choice["foreach"])
-    return (bmm if choice["way"] == "bmm" else mapped)(widths, choice["models"], choice["foreach"])
 
 
 def measure(widths: list[int], choice: dict, steps: int, read: bool = False) -> tuple[float, float]:

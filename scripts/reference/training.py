@@ -17,9 +17,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from classifiers import (
+    Samples,
+    evaluate,
+    for_lenet,
+    lenet,
+    notebook_epoch,
+    notebook_evaluation,
+    padded,
+    sgd,
+    timed,
+    train,
+)
 from networks import LeNet
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 CHUNKS = (100, 200, 500, 1000, 5000)
 WARM_UP = 10_000
@@ -30,11 +41,9 @@ def read(folder: str) -> tuple[np.ndarray, np.ndarray]:
     return np.fromfile(Path(folder) / "images", np.uint8).reshape(len(labels), 28, 28), labels
 
 
-def load(folder: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """28 x 28 in the middle of 32 x 32, scaled by the mean and standard deviation of MNIST."""
+def load(folder: str) -> tuple[Tensor, Tensor]:
     pixels, labels = read(folder)
-    images = F.pad(torch.from_numpy(pixels).unsqueeze(1).float(), (2, 2, 2, 2))
-    return images.div_(255.0).sub_(0.1307).div_(0.3081), torch.from_numpy(labels).long()
+    return for_lenet(pixels), torch.from_numpy(labels).long()
 
 
 def report(side: str, work: str, seconds: float, found: dict) -> None:
@@ -43,52 +52,18 @@ def report(side: str, work: str, seconds: float, found: dict) -> None:
 
 def model(choice: dict) -> LeNet:
     torch.manual_seed(0)
-    lenet = LeNet(choice["relu_first"])
-    return lenet.to(memory_format=torch.channels_last) if choice["channels_last"] else lenet
+    return lenet(choice)
 
 
-def sgd(lenet: LeNet, fused: bool) -> torch.optim.Optimizer:
-    return torch.optim.SGD(lenet.parameters(), lr=1e-2, momentum=0.9, nesterov=True, fused=fused)
+def optimiser_of(net: LeNet, fused: bool) -> torch.optim.SGD:
+    return sgd(net, lr=1e-2, momentum=0.9, nesterov=True, weight_decay=0.0, fused=fused)
 
 
-def train(lenet: LeNet, images, labels, batch: int, choice: dict) -> dict:
-    """An epoch; loss and hits are summed in tensors and read once."""
-    optimiser = sgd(lenet, choice["fused"])
-    total, hits = torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.long)
-    for chosen in torch.randperm(len(labels)).split(batch):
-        x, y = images.index_select(0, chosen), labels.index_select(0, chosen)
-        if choice["channels_last"]:
-            x = x.contiguous(memory_format=torch.channels_last)
-        outputs = lenet(x)
-        loss = F.cross_entropy(outputs, y)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        with torch.no_grad():
-            total += loss.detach() * len(y)
-            hits += (outputs.argmax(1) == y).sum()
-    return {"loss": float(total) / len(labels), "accuracy": float(hits) / len(labels)}
+def epoch(net: LeNet, images: Tensor, labels: Tensor, batch: int, choice: dict) -> dict:
+    return train(net, optimiser_of(net, choice["fused"]), images, labels, batch, choice)
 
 
-def evaluate(lenet: LeNet, images, labels, choice: dict) -> dict:
-    total, hits = torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.long)
-    with torch.inference_mode():
-        for x, y in zip(images.split(choice["chunk"]), labels.split(choice["chunk"])):
-            if choice["channels_last"]:
-                x = x.contiguous(memory_format=torch.channels_last)
-            outputs = lenet(x)
-            total += F.cross_entropy(outputs, y, reduction="sum")
-            hits += (outputs.argmax(1) == y).sum()
-    return {"loss": float(total) / len(labels), "accuracy": float(hits) / len(labels)}
-
-
-def timed(work) -> tuple[float, dict]:
-    start = time.perf_counter()
-    found = work()
-    return time.perf_counter() - start, found
-
-
-def tune(images, labels, batch: int) -> dict:
+def tune(images: Tensor, labels: Tensor, batch: int) -> dict:
     few, few_labels = images[:WARM_UP], labels[:WARM_UP]
 
     def fastest(variants: dict, work) -> dict:
@@ -100,7 +75,7 @@ def tune(images, labels, batch: int) -> dict:
     # Evaluation on everything: which chunk is best depends on how long the allocator has been at it.
     layouts = {"relu_first": (True, False), "channels_last": (False, True)}
     return {
-        "train": fastest({**layouts, "fused": (True, False)}, lambda m, c: train(m, few, few_labels, batch, c)),
+        "train": fastest({**layouts, "fused": (True, False)}, lambda m, c: epoch(m, few, few_labels, batch, c)),
         "evaluate": fastest({**layouts, "chunk": (100, 1000)}, lambda m, c: evaluate(m, images, labels, c)),
     }
 
@@ -108,21 +83,21 @@ def tune(images, labels, batch: int) -> dict:
 def worker(folder: str, batch: int, choice: dict, barrier) -> None:
     torch.set_num_threads(1)
     images, labels = load(folder)
-    lenet = model(choice)
-    train(lenet, images[:WARM_UP], labels[:WARM_UP], batch, choice)
+    net = model(choice)
+    epoch(net, images[:WARM_UP], labels[:WARM_UP], batch, choice)
     barrier.wait()
-    train(lenet, images, labels, batch, choice)
+    epoch(net, images, labels, batch, choice)
     barrier.wait()
 
 
 def tuned(folder: str, batch: int, choice: dict) -> None:
     images, labels = load(folder)
-    lenet = model(choice["train"])
-    train(lenet, images[:WARM_UP], labels[:WARM_UP], batch, choice["train"])
-    report("tuned", "train", *timed(lambda: train(lenet, images, labels, batch, choice["train"])))
+    net = model(choice["train"])
+    epoch(net, images[:WARM_UP], labels[:WARM_UP], batch, choice["train"])
+    report("tuned", "train", *timed(lambda: epoch(net, images, labels, batch, choice["train"])))
 
     judged = model(choice["evaluate"])
-    judged.load_state_dict(lenet.state_dict())
+    judged.load_state_dict(net.state_dict())
     # Which chunk is best depends on what the allocator has been through, so each has its turn and the fastest counts.
     results = []
     for chunk in CHUNKS:
@@ -145,54 +120,13 @@ def tuned(folder: str, batch: int, choice: dict) -> None:
         process.join()
 
 
-class Images(Dataset):
-    """One sample at a time, transformed when it is asked for."""
-
-    def __init__(self, folder: str):
-        self.pixels, self.labels = read(folder)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int):
-        image = torch.from_numpy(self.pixels[index]).unsqueeze(0).float() / 255
-        image = F.pad(image, (2, 2, 2, 2), value=0.0)
-        return (image - 0.1307) / 0.3081, int(self.labels[index])
-
-
-def count_hits(outputs, y) -> int:
-    return sum(1 for scores, label in zip(outputs, y) if scores.argmax().item() == label.item())
-
-
 def notebook(folder: str, batch: int) -> None:
-    samples = Images(folder)
+    samples = Samples(*read(folder), padded)
     torch.manual_seed(0)
-    lenet = LeNet()
-    optimiser = sgd(lenet, fused=False)
-
-    def epoch() -> dict:
-        total, hits = 0.0, 0
-        for x, y in DataLoader(samples, batch_size=batch, shuffle=True):
-            optimiser.zero_grad()
-            outputs = lenet(x)
-            loss = F.cross_entropy(outputs, y)
-            loss.backward()
-            optimiser.step()
-            total += loss.item() * len(y)
-            hits += count_hits(outputs, y)
-        return {"loss": total / len(samples), "accuracy": hits / len(samples)}
-
-    def judge() -> dict:
-        total, hits = 0.0, 0
-        with torch.no_grad():
-            for x, y in DataLoader(samples, batch_size=batch):
-                outputs = lenet(x)
-                total += F.cross_entropy(outputs, y).item() * len(y)
-                hits += count_hits(outputs, y)
-        return {"loss": total / len(samples), "accuracy": hits / len(samples)}
-
-    report("notebook", "train", *timed(epoch))
-    report("notebook", "evaluate", *timed(judge))
+    net = LeNet()
+    optimiser = optimiser_of(net, fused=False)
+    report("notebook", "train", *timed(lambda: notebook_epoch(net, optimiser, samples, batch)))
+    report("notebook", "evaluate", *timed(lambda: notebook_evaluation(net, samples, batch)))
 
 
 def main() -> None:
