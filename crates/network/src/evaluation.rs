@@ -58,13 +58,38 @@ pub fn evaluate_many(
     let bytes = network.widest() * theta.kind().elt_size_in_bytes() as i64;
     let chunk = (budget / bytes).clamp(1, examples.count());
     let starts: Vec<i64> = (0..examples.count()).step_by(chunk as usize).collect();
-    let sums_of = |theta: &Tensor, examples: &Examples, starts: &[i64]| -> Result<Vec<Vec<Sums>>> {
+    if !on_cpu {
         let thetas = theta.f_unbind(0)?;
-        starts.iter().map(|&start| chunk_sums(network, &thetas, examples, loss, start, chunk)).collect()
-    };
+        let mut totals: Vec<Sums> = Vec::new();
+        for &start in &starts {
+            let sums = chunk_sums(network, &thetas, examples, loss, start, chunk)?;
+            if totals.is_empty() {
+                totals = sums;
+                continue;
+            }
+            for ((total, hits), (loss, correct)) in totals.iter_mut().zip(sums) {
+                let _ = total.f_add_(&loss)?;
+                if let (Some(hits), Some(correct)) = (hits, correct) {
+                    let _ = hits.f_add_(&correct)?;
+                }
+            }
+        }
+        let numbers = totals.iter().map(Numbers::read).collect::<Result<Vec<_>>>()?;
+        return Ok(numbers.iter().map(|numbers| numbers.mean(examples)).collect());
+    }
 
+    let numbers_of = |theta: &Tensor, examples: &Examples, starts: &[i64]| -> Result<Vec<Vec<Numbers>>> {
+        let thetas = theta.f_unbind(0)?;
+        let of_chunk = |&start: &i64| -> Result<Vec<Numbers>> {
+            // Read at once: small tensors that stay would take places in the holes that large ones leave, and these
+            // would not fit there again; the heap would grow with every chunk.
+            let sums = chunk_sums(network, &thetas, examples, loss, start, chunk)?;
+            sums.iter().map(Numbers::read).collect()
+        };
+        starts.iter().map(of_chunk).collect()
+    };
     let threads = tch::get_num_threads().clamp(1, i32::try_from(starts.len()).unwrap_or(i32::MAX)) as usize;
-    let chunks: Vec<Vec<Sums>> = if on_cpu && threads > 1 {
+    let chunks: Vec<Vec<Numbers>> = if threads > 1 {
         // Tensors are handles that threads cannot share, so each gets its own.
         let handles: Vec<(Tensor, Examples)> =
             (0..threads).map(|_| (theta.shallow_clone(), examples.share())).collect();
@@ -76,50 +101,54 @@ pub fn evaluate_many(
                 .map(|((theta, examples), starts)| {
                     scope.spawn(move || {
                         tch::set_num_threads(1);
-                        sums_of(&theta, &examples, starts)
+                        numbers_of(&theta, &examples, starts)
                     })
                 })
                 .collect();
             workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
         });
-        let mut sums = Vec::with_capacity(starts.len());
+        let mut chunks = Vec::with_capacity(starts.len());
         for part in parts {
-            sums.extend(
+            chunks.extend(
                 part.map_err(|_| NetworkError::Setting("a thread stopped during evaluation".into()))??,
             );
         }
-        sums
+        chunks
     } else {
-        sums_of(theta, examples, &starts)?
+        numbers_of(theta, examples, &starts)?
     };
-
-    let mut totals = Vec::new();
-    for sums in chunks {
-        for (model, (loss, correct)) in sums.into_iter().enumerate() {
-            match totals.get_mut(model) {
-                None => totals.push((loss, correct)),
-                Some((total, hits)) => {
-                    let _ = total.f_add_(&loss)?;
-                    if let (Some(hits), Some(correct)) = (hits, correct) {
-                        let _ = hits.f_add_(&correct)?;
-                    }
-                }
-            }
-        }
-    }
-    let count = examples.count() as f64;
-    let means = totals.iter().map(|(total, hits)| {
-        let hits = hits.as_ref().map(|hits| hits.f_int64_value(&[])).transpose()?;
-        Ok(Evaluation {
-            loss: total.f_double_value(&[])? / count,
-            accuracy: hits.map(|hits| hits as f64 / count),
-        })
-    });
-    means.collect()
+    let of_model = |model: usize| {
+        let all = chunks.iter().map(|chunk| chunk[model]);
+        all.reduce(Numbers::plus).map(|numbers| numbers.mean(examples))
+    };
+    Ok((0..models as usize).filter_map(of_model).collect())
 }
 
 /// Summed loss (f64) and hits of a chunk, still on the device.
 type Sums = (Tensor, Option<Tensor>);
+
+/// The same on the host.
+#[derive(Clone, Copy)]
+struct Numbers {
+    loss: f64,
+    hits: Option<i64>,
+}
+
+impl Numbers {
+    fn read((loss, hits): &Sums) -> Result<Self> {
+        let hits = hits.as_ref().map(|hits| hits.f_int64_value(&[])).transpose()?;
+        Ok(Self { loss: loss.f_double_value(&[])?, hits })
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { loss: self.loss + other.loss, hits: self.hits.zip(other.hits).map(|(a, b)| a + b) }
+    }
+
+    fn mean(self, examples: &Examples) -> Evaluation {
+        let count = examples.count() as f64;
+        Evaluation { loss: self.loss / count, accuracy: self.hits.map(|hits| hits as f64 / count) }
+    }
+}
 
 /// Of each model.
 fn chunk_sums(
