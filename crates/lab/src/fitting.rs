@@ -11,7 +11,8 @@ use crate::trial::{describe, stream_of};
 use anyhow::{Context, Result, ensure};
 use flatland_data::Function;
 use flatland_network::{
-    Examples, Layer, Loss, Network, Optimiser, OptimiserSettings, initialise_stacked, loss_and_gradient,
+    Examples, Layer, Loss, Network, Optimiser, OptimiserSettings, Parameter, initialise_stacked,
+    loss_and_gradient,
 };
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -165,7 +166,7 @@ const MOST_PARAMETERS: i64 = 1_000_000;
 /// More steps than this are surely a slip.
 const MOST_EPOCHS: u32 = 10_000_000;
 
-/// Rows of a chunk on a CPU: a row's time hardly depends on it (docs/benchmarks.md, "How time grows"), and two workers still share the
+/// Rows of a chunk on a CPU, at most: a row's time hardly depends on it (docs/benchmarks.md, "How time grows"), and two workers still share the
 /// chunks evenly.
 const CPU_ROWS: usize = 32;
 /// Steps of a trial of how many rows an accelerator takes best.
@@ -180,13 +181,30 @@ const PAUSE: u32 = 100;
 pub fn fit_all(run: &Run, fits: &[Fit]) -> Result<Vec<Vec<Fitted>>> {
     let mut chunks: Vec<(usize, &[u64])> = Vec::new();
     for (index, fit) in fits.iter().enumerate() {
-        let rows = if run.device.device == Device::Cpu { CPU_ROWS } else { fit.fastest_rows(run)? };
-        chunks.extend(fit.seeds.chunks(rows).map(|seeds| (index, seeds)));
+        let on_cpu = run.device.device == Device::Cpu;
+        let rows = if on_cpu { CPU_ROWS } else { fit.fastest_rows(run)? };
+        let mut pieces = fit.seeds.len().div_ceil(rows);
+        if on_cpu && fits.len() == 1 {
+            // Nothing else keeps the other cores busy, of which there are mostly an even number.
+            pieces = pieces.next_multiple_of(2);
+        }
+        let even = fit.seeds.len().div_ceil(pieces).max(1);
+        chunks.extend(fit.seeds.chunks(even).map(|seeds| (index, seeds)));
     }
     let steps = |&(index, seeds): &(usize, &[u64])| u64::from(fits[index].epochs) * seeds.len() as u64;
     let stage = run.progress.stage("fitting", chunks.iter().map(steps).sum());
-    // Small networks cost by their layers, not by their parameters. The sort is stable: chunks of a fit stay in order.
-    let cost = |chunk: &(usize, &[u64])| steps(chunk) * fits[chunk.0].network.parameters().len() as u64;
+    // A unit costs its weights' products, and going through memory (some three of them). The sort is stable: chunks of a fit stay in
+    // order.
+    let work = |network: &Network| {
+        network.count()
+            + 3 * network
+                .parameters()
+                .iter()
+                .filter(|p| p.shape.len() == 1)
+                .map(Parameter::count)
+                .sum::<i64>()
+    };
+    let cost = |chunk: &(usize, &[u64])| steps(chunk) * work(fits[chunk.0].network) as u64;
     chunks.sort_by_key(|chunk| std::cmp::Reverse(cost(chunk)));
     let contexts = run.contexts(chunks.len(), || Ok(()))?;
     let fitted = in_parallel(contexts, &chunks, |(), &(index, seeds)| fits[index].chunk(run, &stage, seeds))?;

@@ -135,7 +135,7 @@ pub(crate) fn encode(image: &[u8], width: u32, height: u32) -> std::result::Resu
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    encoder.set_compression(png::Compression::Best);
+    encoder.set_compression(png::Compression::Default);
     let mut writer = encoder.write_header()?;
     writer.write_image_data(image)?;
     writer.finish()?;
