@@ -154,6 +154,22 @@ pub fn critical_point(
     }
 }
 
+/// L and ‖g‖ at θ `[P]`, the mean over all examples, in f64.
+///
+/// # Errors
+/// [`HessianError::Network`] when θ or the examples do not fit the network.
+pub fn loss_and_norm(
+    network: &Network,
+    theta: &Tensor,
+    examples: &Examples,
+    loss: Loss,
+) -> Result<Step, HessianError> {
+    let theta = theta.f_detach()?.f_to_kind(Kind::Double)?.f_unsqueeze(0)?;
+    let (losses, gradients) = gradients(network, &theta, &widened(examples)?, loss)?;
+    let gradient_norm = gradients.f_norm()?.f_double_value(&[])?;
+    Ok(Step { loss: losses.f_double_value(&[0])?, gradient_norm })
+}
+
 /// The lowest of the norms and its place, the first of equals, if it is below `here`. NaN is below nothing.
 fn lowest(here: f64, norms: &[f64]) -> Option<(usize, f64)> {
     let start = (None, here);

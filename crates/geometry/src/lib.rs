@@ -6,7 +6,7 @@ mod hessian;
 mod line;
 mod sensitivity;
 
-pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point};
+pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
 pub use hessian::{HessianError, eigenvalues, hessian};
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
 pub use sensitivity::{

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::Function;
 use flatland_geometry::{
-    CriticalSettings, Ended, HessianError, PATIENCE, critical_point, eigenvalues, hessian,
+    CriticalSettings, Ended, HessianError, PATIENCE, critical_point, eigenvalues, hessian, loss_and_norm,
 };
 use flatland_network::snapshot::tensors_to_bytes;
 use flatland_network::{Examples, Layer, Loss, Network, OptimiserSettings};
@@ -300,6 +300,19 @@ fn search(network: &Network, theta: &Tensor, examples: &Examples, keys: Critical
         numbers.insert(name.to_owned(), Tensor::f_from_slice(values)?);
         Ok(())
     };
+    if keys.steps == 0 {
+        match spectrum(theta) {
+            Ok(values) => {
+                let here = loss_and_norm(network, theta, examples, loss)?;
+                keep("end", &values)?;
+                keep("losses", &[here.loss])?;
+                keep("norms", &[here.gradient_norm])?;
+            }
+            Err(HessianError::NotFinite) => {}
+            Err(error) => return Err(error.into()),
+        }
+        return Ok(numbers);
+    }
     match critical_point(network, theta, examples, loss, settings) {
         Ok(found) => {
             keep("end", &spectrum(theta)?)?;
@@ -337,6 +350,10 @@ fn unpack(numbers: &Numbers, searched: bool) -> Result<(Point, Option<Search>)> 
     let point = |name: &str, last: bool| -> Result<Point> {
         Ok(Point { loss: at(&losses, last)?, gradient_norm: at(&norms, last)?, eigenvalues: values(name)? })
     };
+    let end = point("end", false)?;
+    if !searched {
+        return Ok((end, None));
+    }
     let ended = ENDS.get(at(&values("ended")?, true)? as usize).context("the kept end is unknown")?;
     let search = Search {
         point: point("point", true)?,
@@ -344,7 +361,7 @@ fn unpack(numbers: &Numbers, searched: bool) -> Result<(Point, Option<Search>)> 
         curvature: values("curvature")?.first().copied(),
         norms: norms.clone(),
     };
-    Ok((point("end", false)?, searched.then_some(search)))
+    Ok((end, Some(search)))
 }
 
 fn points_table(settings: &Settings, courses: &[Course]) -> Result<Table> {

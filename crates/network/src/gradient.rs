@@ -1,7 +1,9 @@
 //! Loss and gradient of a batch with respect to θ.
 
+use crate::ink::{self, Ink};
 use crate::network::{Step, apply};
-use crate::{Loss, Network, NetworkError, Parameter, Result, block, dense};
+use crate::tail::Tail;
+use crate::{Loss, Network, NetworkError, Result, block, dense};
 use tch::{Device, Tensor};
 
 /// What one batch yields. Nothing here was brought to the host.
@@ -90,7 +92,8 @@ fn piece(
     targets: &Tensor,
     loss: Loss,
 ) -> Result<BatchGradient> {
-    let leaves = leaves(network, theta)?;
+    let parameters = network.parameters();
+    let of_theta = parameters.iter().map(|parameter| parameter.of(theta)).collect::<Result<Vec<_>>>()?;
 
     // Convolutions with their pooling, from the input on, by our own kernels where these fit.
     let mut steps = network.steps();
@@ -99,37 +102,99 @@ fn piece(
     while let [Step::Convolution { weight, padding }, Step::MaxPool { size: 2, rectified }, rest @ ..] = steps
     {
         let (weight, padding, rectified) = (*weight, *padding, *rectified);
-        if !block::fits(&input, &leaves[weight]) {
+        if !block::fits(&input, &of_theta[weight]) {
             break;
         }
-        let (y, saved) = block::forward(&input, &leaves[weight], &leaves[weight + 1], padding, rectified)?;
+        let (y, saved) =
+            block::forward(&input, &of_theta[weight], &of_theta[weight + 1], padding, rectified)?;
         blocks.push((weight, saved));
         input = y;
         steps = rest;
     }
-    // The rest by autograd.
-    if !blocks.is_empty() {
-        input = input.f_set_requires_grad(true)?;
+    // Or a dense layer on images that are mostly paper.
+    let mut first: Option<Ink> = None;
+    if blocks.is_empty()
+        && let [Step::Dense { weight: 0 }, rest @ ..] = steps
+        && let Some(ink) = Ink::of(&input, &of_theta[0])
+    {
+        input = ink::forward(&ink, &input, &of_theta[0], &of_theta[1])?;
+        first = Some(ink);
+        steps = rest;
     }
-    let outputs = steps.iter().try_fold(input.shallow_clone(), |y, step| apply(*step, &y, &leaves, false))?;
-    let mean = loss.mean(&outputs, targets)?;
-    let correct = loss.correct(&outputs.f_detach()?, targets)?;
 
-    let head = 2 * blocks.len();
-    let mut wanted: Vec<&Tensor> = leaves[head..].iter().collect();
-    if !blocks.is_empty() {
-        wanted.push(&input);
+    // Dense layers under cross-entropy by hand too, all else by autograd.
+    let by_hand = if first.is_some() { 2 } else { 2 * blocks.len() };
+    let tail = Tail::of(steps, theta, &input, targets, loss);
+    if by_hand == 0 && tail.is_none() {
+        return by_autograd(network, &of_theta, x, targets, loss);
     }
-    let mut gradients = Tensor::f_run_backward(&[&mean], &wanted, false, false)?;
-    let mut into = if blocks.is_empty() { None } else { gradients.pop() };
+    let flat = Tensor::f_empty([network.count()], (theta.kind(), theta.device()))?;
+    let keep = |index: usize, gradient: &Tensor| -> Result<()> {
+        parameters[index].of(&flat)?.f_copy_(gradient)?;
+        Ok(())
+    };
+    let (loss, correct, mut into) = if let Some(tail) = tail {
+        let found = tail.loss_and_gradient(network, theta, &input, targets, &flat, by_hand > 0)?;
+        (found.loss, Some(found.correct), found.input)
+    } else {
+        let leaves = leaves(&of_theta)?;
+        let input = input.f_set_requires_grad(true)?;
+        let wanted: Vec<&Tensor> = leaves[by_hand..].iter().chain([&input]).collect();
+        let found = differentiated(steps, &leaves, &input, &wanted, targets, loss)?;
+        for (index, gradient) in (by_hand..parameters.len()).zip(&found.gradients) {
+            keep(index, gradient)?;
+        }
+        (found.loss, found.correct, found.gradients.last().map(Tensor::shallow_clone))
+    };
     for (index, (weight, saved)) in blocks.iter().enumerate().rev() {
         let Some(gradient) = into.take() else { break };
-        let block = block::backward(saved, &leaves[*weight], &gradient, index > 0)?;
-        gradients.splice(0..0, [block.weight, block.bias]);
+        let block = block::backward(saved, &of_theta[*weight], &gradient, index > 0)?;
+        keep(*weight, &block.weight)?;
+        keep(*weight + 1, &block.bias)?;
         into = block.x;
     }
-    let flat = gradients.iter().map(|g| Ok(g.f_flatten(0, -1)?)).collect::<Result<Vec<_>>>()?;
-    Ok(BatchGradient { loss: mean.f_detach()?, correct, gradient: Tensor::f_cat(&flat, 0)? })
+    if let (Some(ink), Some(gradient)) = (&first, &into) {
+        ink::backward(ink, x, gradient, &flat)?;
+    }
+    Ok(BatchGradient { loss, correct, gradient: flat })
+}
+
+/// All layers by libtorch's operators.
+fn by_autograd(
+    network: &Network,
+    of_theta: &[Tensor],
+    x: &Tensor,
+    targets: &Tensor,
+    loss: Loss,
+) -> Result<BatchGradient> {
+    let leaves = leaves(of_theta)?;
+    let wanted: Vec<&Tensor> = leaves.iter().collect();
+    let found = differentiated(network.steps(), &leaves, x, &wanted, targets, loss)?;
+    let flat = found.gradients.iter().map(|g| Ok(g.f_flatten(0, -1)?)).collect::<Result<Vec<_>>>()?;
+    Ok(BatchGradient { loss: found.loss, correct: found.correct, gradient: Tensor::f_cat(&flat, 0)? })
+}
+
+/// Mean loss, hits and the mean loss's gradients.
+struct Differentiated {
+    loss: Tensor,
+    correct: Option<Tensor>,
+    gradients: Vec<Tensor>,
+}
+
+fn differentiated(
+    steps: &[Step],
+    leaves: &[Tensor],
+    input: &Tensor,
+    wanted: &[&Tensor],
+    targets: &Tensor,
+    loss: Loss,
+) -> Result<Differentiated> {
+    let start = input.shallow_clone();
+    let outputs = steps.iter().try_fold(start, |y, step| apply(*step, &y, leaves, false))?;
+    let mean = loss.mean(&outputs, targets)?;
+    let correct = loss.correct(&outputs.f_detach()?, targets)?;
+    let gradients = Tensor::f_run_backward(&[&mean], wanted, false, false)?;
+    Ok(Differentiated { loss: mean.f_detach()?, correct, gradients })
 }
 
 /// All models in one graph. Rows do not touch each other, so the gradient of the summed losses holds each model's own.
@@ -145,7 +210,8 @@ fn stacked(
     if let Some((loss, gradient)) = dense::loss_and_gradient(network, theta, x, targets, loss) {
         return Ok(BatchGradient { loss, correct: None, gradient });
     }
-    let leaves = leaves(network, theta)?;
+    let of_theta = network.parameters().iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
+    let leaves = leaves(&of_theta)?;
     let outputs = network.forward_grouped(&leaves, models, x, own)?;
     let losses = loss.mean(&outputs, targets)?;
     let correct = loss.correct(&outputs.f_detach()?, targets)?;
@@ -156,9 +222,8 @@ fn stacked(
 }
 
 /// Each weight and bias as the leaf of a graph: the gradient of a view would be a zero-filled tensor of θ's size for each of them.
-fn leaves(network: &Network, theta: &Tensor) -> Result<Vec<Tensor>> {
-    let leaf = |parameter: &Parameter| Ok(parameter.of(theta)?.f_detach()?.f_set_requires_grad(true)?);
-    network.parameters().iter().map(leaf).collect()
+fn leaves(of_theta: &[Tensor]) -> Result<Vec<Tensor>> {
+    of_theta.iter().map(|part| Ok(part.f_detach()?.f_set_requires_grad(true)?)).collect()
 }
 
 /// On a CPU, models with convolutions are faster one by one than as groups.

@@ -15,6 +15,7 @@ mod evaluation;
 mod examples;
 mod gradient;
 mod initialise;
+mod ink;
 mod loss;
 mod network;
 mod optimiser;
@@ -23,6 +24,7 @@ mod precision;
 mod slices;
 pub mod snapshot;
 pub mod streams;
+mod tail;
 mod training;
 
 pub use block::available as own_kernels_available;

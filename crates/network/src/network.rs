@@ -1,5 +1,6 @@
 //! Networks as pure functions of θ.
 
+use crate::ink::{self, Ink};
 use crate::{NetworkError, Result, block, pooling};
 use tch::{Device, Tensor};
 
@@ -342,6 +343,13 @@ impl Network {
             {
                 y = block::forward(&y, &parameters[weight], &parameters[weight + 1], padding, *rectified)?.0;
                 steps = after;
+            } else if fused
+                && let Step::Dense { weight } = *step
+                && steps.len() == self.steps.len()
+                && let Some(ink) = Ink::of(&y, &parameters[weight])
+            {
+                y = ink::forward(&ink, &y, &parameters[weight], &parameters[weight + 1])?;
+                steps = rest;
             } else {
                 y = apply(*step, &y, &parameters, fused)?;
                 steps = rest;

@@ -291,7 +291,8 @@ mod one_pass {
             (OptimiserSettings::Adam { lr, .. }, [mean, square]) => {
                 let steps = i32::try_from(steps).unwrap_or(i32::MAX);
                 let (correction1, correction2) = (1. - ADAM_BETA1.powi(steps), 1. - ADAM_BETA2.powi(steps));
-                let (rate, root) = ((-lr / correction1) as f32, correction2.sqrt() as f32);
+                // Times the inverse of the root: a division less, a rounding apart.
+                let (rate, root) = ((-lr / correction1) as f32, (1. / correction2.sqrt()) as f32);
                 let (beta1, beta2) = ((1. - ADAM_BETA1) as f32, ADAM_BETA2 as f32);
                 let (rest2, epsilon) = ((1. - ADAM_BETA2) as f32, EPSILON as f32);
                 let state = mean.iter_mut().zip(square.iter_mut());
@@ -299,7 +300,7 @@ mod one_pass {
                     let gradient = decayed(gradient, *theta);
                     *mean = beta1.mul_add(gradient - *mean, *mean);
                     *square = *square * beta2 + gradient * gradient * rest2;
-                    *theta += *mean / (square.sqrt() / root + epsilon) * rate;
+                    *theta += *mean / (square.sqrt() * root + epsilon) * rate;
                 }
             }
             (OptimiserSettings::RmsProp { lr, .. }, [square]) => {
