@@ -3,6 +3,7 @@
 *Tuned*: data in memory, indexed batches, no host round trips. *Notebook*: a Dataset, a DataLoader, loops over samples.
 """
 
+import ctypes
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 MEAN, DEVIATION = 0.1307, 0.3081
+
+
+def keep_large_blocks() -> None:
+    """glibc's allocator keeps blocks up to 32 MiB, instead of mapping each afresh."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 32 << 20)
+        libc.mallopt(m_trim_threshold, 512 << 20)
 
 
 def for_lenet(pixels: np.ndarray) -> Tensor:
@@ -98,6 +108,7 @@ def padded(image: Tensor) -> Tensor:
 
 
 def count_hits(outputs: Tensor, y: Tensor) -> int:
+    """Sample by sample, as the report's notebooks do."""
     return sum(1 for scores, label in zip(outputs, y) if scores.argmax().item() == label.item())
 
 

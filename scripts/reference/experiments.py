@@ -2,15 +2,14 @@
 
     experiments.py noop                            the imports alone
     experiments.py tune WORK SETTINGS              the fastest ways on this machine, as JSON
-    experiments.py tuned WORK SETTINGS CHOICE      PyTorch as fast as it goes, CHOICE being what `tune` printed
-    experiments.py notebook WORK SETTINGS          as tutorials have it; there is none for minimal-ratio
+    experiments.py tuned WORK SETTINGS CHOICE      PyTorch well tuned, in eager mode; CHOICE being what `tune` printed
+    experiments.py notebook WORK SETTINGS          as the report's notebooks have it; there is none for minimal-ratio
 
 WORK: flatness, capacity, sensitivity, minimal-ratio. SETTINGS: the experiment's own, as JSON, with `device`, `threads`
 and (but for minimal-ratio) `folder`, which holds MNIST's four IDX files. The other side are the binaries; the driver is
 bench_experiments.py.
 """
 
-import ctypes
 import json
 import multiprocessing
 import sys
@@ -27,6 +26,7 @@ from classifiers import (
     Samples,
     evaluate,
     for_lenet,
+    keep_large_blocks,
     laid_out,
     lenet,
     notebook_epoch,
@@ -108,15 +108,6 @@ def perceptron(widths: Iterable[int]) -> nn.Sequential:
 
 
 # Tuned: processes and variants
-
-
-def keep_large_blocks() -> None:
-    """glibc's allocator keeps blocks up to 32 MiB, instead of mapping each afresh."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 << 20)
-        libc.mallopt(m_trim_threshold, 512 << 20)
 
 
 def side_by_side(work: Callable[[Any], Any], jobs: list, settings: dict, processes: int) -> list:
@@ -854,6 +845,8 @@ def main() -> None:
     if len(rest) != (3 if mode == "tuned" else 2):
         sys.exit(__doc__)
     work, settings = rest[0], json.loads(rest[1])
+    # In f32 as ours, not in TF32.
+    torch.backends.cudnn.allow_tf32 = False
     # Before a fork, a process must have no threads: the workers set their own number.
     torch.set_num_threads(settings["threads"] if mode == "notebook" or settings["device"] != "cpu" else 1)
     if mode == "tune":

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
+from classifiers import keep_large_blocks
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional as F
@@ -133,6 +134,7 @@ def measure(widths: list[int], choice: dict, steps: int, read: bool = False) -> 
 
 
 def alone(widths: list[int], choice: dict, steps: int, read: bool = False) -> tuple[float, float]:
+    keep_large_blocks()
     torch.manual_seed(0)
     torch.set_num_threads(choice["threads"])
     step = stepper(widths, choice)

@@ -1,8 +1,8 @@
 """How long an epoch of training LeNet, and its evaluation, take in PyTorch: one JSON line per measurement.
 
     training.py tune FOLDER THREADS BATCH               the fastest variants, as JSON
-    training.py tuned FOLDER THREADS BATCH CHOICE       PyTorch as fast as it goes: data in memory, no host round trips
-    training.py notebook FOLDER THREADS BATCH           as tutorials have it: a Dataset, a DataLoader, loops over samples
+    training.py tuned FOLDER THREADS BATCH CHOICE       PyTorch well tuned, in eager mode: data in memory, no host round trips
+    training.py notebook FOLDER THREADS BATCH           as the report's notebooks have it: a Dataset, a DataLoader, loops over samples
 
 FOLDER holds `images` (u8, N x 28 x 28) and `labels` (u8, N), as scripts/bench writes them; CHOICE is what `tune` printed.
 The other side is crates/network/examples/speed.rs.
@@ -21,6 +21,7 @@ from classifiers import (
     Samples,
     evaluate,
     for_lenet,
+    keep_large_blocks,
     lenet,
     notebook_epoch,
     notebook_evaluation,
@@ -64,6 +65,7 @@ def epoch(net: LeNet, images: Tensor, labels: Tensor, batch: int, choice: dict) 
 
 
 def tune(images: Tensor, labels: Tensor, batch: int) -> dict:
+    keep_large_blocks()
     few, few_labels = images[:WARM_UP], labels[:WARM_UP]
 
     def fastest(variants: dict, work) -> dict:
@@ -81,6 +83,7 @@ def tune(images: Tensor, labels: Tensor, batch: int) -> dict:
 
 
 def worker(folder: str, batch: int, choice: dict, barrier) -> None:
+    keep_large_blocks()
     torch.set_num_threads(1)
     images, labels = load(folder)
     net = model(choice)
@@ -91,6 +94,7 @@ def worker(folder: str, batch: int, choice: dict, barrier) -> None:
 
 
 def tuned(folder: str, batch: int, choice: dict) -> None:
+    keep_large_blocks()
     images, labels = load(folder)
     net = model(choice["train"])
     epoch(net, images[:WARM_UP], labels[:WARM_UP], batch, choice["train"])

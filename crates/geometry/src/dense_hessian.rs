@@ -24,7 +24,10 @@ pub fn chunk(layers: &[DenseLayer]) -> i64 {
     let parameters: i64 = layers.iter().map(size).sum();
     let widest = layers.iter().map(|layer| layer.outputs as i64).max().unwrap_or(1);
     let coupled = layers.iter().map(size).max().unwrap_or(1) * widest;
-    (CHUNK / coupled.max(parameters)).max(1)
+    // ∇z of every unit of a layer whose curvature counts.
+    let bent = |layer: &&DenseLayer| layer.activation == Activation::Tanh;
+    let bent = layers.iter().filter(bent).chain(layers.last()).map(|layer| layer.outputs as i64).max();
+    (CHUNK / coupled.max(parameters * bent.unwrap_or(1))).max(1)
 }
 
 /// What one layer is and does, for B examples.

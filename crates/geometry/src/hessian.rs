@@ -7,7 +7,7 @@
 //!
 //! All P products are one: θ repeated as a stack `[P, P]` gives P gradients in one graph, and the gradient of their dot products
 //! with the identity is the whole Hessian. Dense networks under the mean squared error have it in closed form
-//! (`dense_hessian.rs`), some hundred times faster.
+//! (`dense_hessian.rs`), which takes a fraction of the time.
 //!
 //! Everything is computed in f64. Networks of ReLU or LeakyReLU have a Hessian almost everywhere: where no pre-activation is
 //! exactly 0, the loss is smooth around θ, and this is its second derivative.
@@ -23,6 +23,8 @@ const CPU_CHUNK: i64 = 1 << 19;
 const DEVICE_CHUNK: i64 = 1 << 25;
 /// The largest P: above it the matrix alone takes 2 GiB.
 const MOST_PARAMETERS: i64 = 1 << 14;
+/// The closed form holds several matrices of H's size at once: 128 MiB each at this P.
+const MOST_IN_CLOSED_FORM: i64 = 1 << 12;
 /// What rounding leaves is near 1e-16.
 const MOST_ASYMMETRY: f64 = 1e-8;
 
@@ -66,12 +68,12 @@ pub fn hessian(
     loss: Loss,
 ) -> Result<Tensor, HessianError> {
     check(network, theta)?;
-    let whole = chunk(network, theta, 1);
     let layers = network.dense_layers().filter(|_| loss == Loss::MeanSquaredError);
-    if let Some(layers) = layers {
+    if let Some(layers) = layers.filter(|_| network.count() <= MOST_IN_CLOSED_FORM) {
         let length = dense_hessian::chunk(&layers);
         return closed_form(length, network, &layers, theta, examples);
     }
+    let whole = chunk(network, theta, 1);
     let rows = chunk(network, theta, whole.min(examples.count()));
     hessian_by([rows, whole], network, theta, examples, loss)
 }
@@ -98,12 +100,12 @@ pub(crate) fn closed_form(
 ) -> Result<Tensor, HessianError> {
     let theta = theta.f_detach()?.f_to_kind(Kind::Double)?;
     let examples = widened(examples)?;
-    // Says what does not fit before anything is computed with it.
+    // Shapes first, for an error that can be read.
     let (x, targets) = examples.part(0, 1)?;
     let _ = Loss::MeanSquaredError.mean(&network.predict(&theta, &x)?, &targets)?;
     let sum = over_chunks(length, &examples, |part| {
         let count = part.count() as f64;
-        dense_hessian::sum(layers, &theta, &part.inputs()?, part.targets(), 1. / count)
+        dense_hessian::sum(layers, &theta, &part.inputs()?.f_flatten(1, -1)?, part.targets(), 1. / count)
             .map_err(HessianError::from)
     })?;
     symmetric(&sum.f_to_device(Device::Cpu)?)
@@ -359,10 +361,11 @@ mod tests {
             Network::dense(&[2, 6, 3, 3, 2], &Layer::Tanh).unwrap(),
             Network::dense(&[3, 2], &Layer::Tanh).unwrap(),
             Network::new("ends in ReLU", &[2], &relu_at_the_end).unwrap(),
+            Network::new("image", &[1, 2, 3], &relu_at_the_end).unwrap(),
         ] {
             let theta = theta(&network) * 2.;
-            let (inputs, outputs) = (network.input()[0], network.outputs());
-            let examples = Examples::new(waves(&[23, inputs]), waves(&[23, outputs]) * 2.).unwrap();
+            let (inputs, outputs) = ([&[23], network.input()].concat(), network.outputs());
+            let examples = Examples::new(waves(&inputs), waves(&[23, outputs]) * 2.).unwrap();
             let expected =
                 hessian_by([1000, 1000], &network, &theta, &examples, Loss::MeanSquaredError).unwrap();
             let layers = network.dense_layers().unwrap();

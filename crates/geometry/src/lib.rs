@@ -10,5 +10,6 @@ pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, criti
 pub use hessian::{HessianError, eigenvalues, hessian};
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
 pub use sensitivity::{
-    JacobianNorms, frobenius_of_mean, input_gradient_norms, jacobian_norms, parameter_gradient_norm,
+    InputNorms, JacobianNorms, frobenius_of_mean, input_gradient_norms, input_norms, jacobian_norms,
+    parameter_gradient_norm,
 };

@@ -16,11 +16,13 @@
 //! All are exact derivatives by reverse mode, one pass backwards a loss or an output. At the kinks of ReLU and
 //! max-pooling they are libtorch's choice: 0 where ReLU is closed, the first of equal maxima.
 
-use flatland_network::{Examples, Loss, Network, NetworkError, Result, loss_and_gradient};
+use flatland_network::{Examples, Loss, Network, NetworkError, Result, input_jacobians, loss_and_gradient};
 use tch::{Device, Kind, Tensor};
 
 /// Examples at once on a CPU: what stays in its cache. Memory only; the numbers do not depend on it.
 const CPU_CHUNK: i64 = 100;
+/// Examples at once by our own kernels: a Jacobian takes 64 KiB.
+const KERNEL_CHUNK: i64 = 25;
 /// On an accelerator, launches weigh more.
 const DEVICE_CHUNK: i64 = 2000;
 
@@ -122,6 +124,51 @@ fn jacobian_norms_by(
     })?;
     let norms = Tensor::f_cat(&norms, 1)?;
     Ok(JacobianNorms { logits: norms.f_select(0, 0)?, probabilities: norms.f_select(0, 1)? })
+}
+
+/// How strongly a network reacts to its inputs: all that there is by the input, for each example.
+#[derive(Debug)]
+pub struct InputNorms {
+    /// As [`input_gradient_norms`], of the cross-entropy: `[N]`, f64, on the CPU.
+    pub gradient: Tensor,
+    /// As [`jacobian_norms`].
+    pub jacobian: JacobianNorms,
+}
+
+/// [`input_gradient_norms`] of the cross-entropy and [`jacobian_norms`] together: where our own kernels have the logits' Jacobian J `[C, D]`, in one
+/// pass, all are forms in its Gram matrix `G = J Jᵀ`, taken in f64:
+///
+/// `‖J‖² = tr G`, `‖(diag p - p pᵀ) J‖² = tr(S G S)` with `S = diag p - p pᵀ`, and `‖∂ℓ/∂x‖² = (p - e_y)ᵀ G (p - e_y)`.
+///
+/// # Errors
+/// [`NetworkError::Shape`] when θ or the examples do not fit the network.
+pub fn input_norms(network: &Network, theta: &Tensor, examples: &Examples) -> Result<InputNorms> {
+    let theta = one_model(network, theta)?;
+    let mut parts = Vec::new();
+    for start in (0..examples.count()).step_by(KERNEL_CHUNK as usize) {
+        let (x, targets) = examples.part(start, KERNEL_CHUNK.min(examples.count() - start))?;
+        let Some(jacobian) = input_jacobians(network, &theta, &x)? else {
+            let gradient = input_gradient_norms(network, &theta, examples, Loss::CrossEntropy)?;
+            let jacobian = jacobian_norms(network, &theta, &examples.inputs()?)?;
+            return Ok(InputNorms { gradient, jacobian });
+        };
+        let jacobian = jacobian.f_to_kind(Kind::Double)?; // [B, D, C]
+        let gram = jacobian.f_transpose(1, 2)?.f_bmm(&jacobian)?;
+        let p = network.predict(&theta, &x)?.f_to_kind(Kind::Double)?.f_softmax(-1, Kind::Double)?;
+        let s = p.f_diag_embed(0, 1, 2)?.f_sub(&p.f_unsqueeze(2)?.f_matmul(&p.f_unsqueeze(1)?)?)?;
+        let trace = |matrix: &Tensor| {
+            matrix.f_diagonal(0, 1, 2)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)
+        };
+        let error =
+            p.f_sub(&targets.f_one_hot(network.outputs())?.f_to_kind(Kind::Double)?)?.f_unsqueeze(1)?;
+        let along = error.f_bmm(&gram)?.f_bmm(&error.f_transpose(1, 2)?)?.f_flatten(0, -1)?;
+        let squares = [trace(&gram)?, trace(&s.f_bmm(&gram)?.f_bmm(&s)?)?, along];
+        // Rounding can leave a square a little below 0.
+        parts.push(Tensor::f_stack(&squares, 0)?.f_clamp_min(0.)?.f_sqrt()?);
+    }
+    let norms = Tensor::f_cat(&parts, 1)?;
+    let jacobian = JacobianNorms { logits: norms.f_select(0, 0)?, probabilities: norms.f_select(0, 1)? };
+    Ok(InputNorms { gradient: norms.f_select(0, 2)?, jacobian })
 }
 
 /// The mean over the network's weights and biases of the 2-norm of each one's gradient of the mean loss of one batch, x
@@ -289,6 +336,22 @@ mod tests {
         let norms = jacobian_norms(&network, &theta, &examples.inputs().unwrap()).unwrap();
         assert_close(&values(&norms.logits), &roots(logits), 1e-6);
         assert_close(&values(&norms.probabilities), &roots(probabilities), 1e-6);
+    }
+
+    #[test]
+    fn all_norms_together_are_those_one_by_one() {
+        tch::set_num_threads(1);
+        // By our own kernels, and where they do not fit.
+        for network in [Network::lenet(), small()] {
+            let theta = theta(&network, Kind::Float) * 1.5;
+            let examples = examples(&network, 60, Kind::Float);
+            let found = input_norms(&network, &theta, &examples).unwrap();
+            let gradient = input_gradient_norms(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
+            let norms = jacobian_norms(&network, &theta, &examples.inputs().unwrap()).unwrap();
+            assert_close(&values(&found.gradient), &values(&gradient), 1e-4);
+            assert_close(&values(&found.jacobian.logits), &values(&norms.logits), 1e-4);
+            assert_close(&values(&found.jacobian.probabilities), &values(&norms.probabilities), 1e-4);
+        }
     }
 
     /// f32 with the kernels' networks against f64, and any cut into chunks against any other.

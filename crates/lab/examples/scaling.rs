@@ -11,6 +11,7 @@ use flatland_network::{
 };
 use flatland_record::{Axis, Colour, Figure, Panel, Series};
 use flatland_statistics::median;
+use ndarray::{Array3, s};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use std::cell::Cell;
@@ -319,14 +320,17 @@ fn side_by_side<C: Send>(contexts: Vec<C>, work: impl Fn(C, &dyn Fn()) -> Result
 /// `count` images of noise, prepared as MNIST is: 28 x 28 in the middle of 32 x 32.
 fn noise(count: i64) -> Result<Examples> {
     let mut random = StdRng::seed_from_u64(0);
-    let (mut pixels, mut labels) = (vec![0; count as usize * 28 * 28], vec![0; count as usize]);
-    random.fill_bytes(&mut pixels);
+    let count = count as usize;
+    let (mut small, mut labels) = (vec![0; count * 28 * 28], vec![0; count]);
+    random.fill_bytes(&mut small);
     random.fill_bytes(&mut labels);
-    let images = Tensor::f_from_slice(&pixels)?.f_view([count, 1, 28, 28])?.f_to_kind(Kind::Float)?;
-    let mut images = images.f_constant_pad_nd([2, 2, 2, 2])?;
-    let images = images.f_div_scalar_(255.)?.f_sub_scalar_(0.1307)?.f_div_scalar_(0.3081)?;
-    let labels = Tensor::f_from_slice(&labels)?.f_to_kind(Kind::Int64)?.f_remainder(10)?;
-    Ok(Examples::new(images, labels)?)
+    for label in &mut labels {
+        *label %= 10;
+    }
+    let mut images = Array3::zeros((count, 32, 32));
+    images.slice_mut(s![.., 2..30, 2..30]).assign(&Array3::from_shape_vec((count, 28, 28), small)?);
+    let values = std::array::from_fn(|p| (p as f32 / 255. - 0.1307) / 0.3081);
+    Ok(Examples::pixels(&images, &[1, 32, 32], &values, &labels, Device::Cpu)?)
 }
 
 /// Medians over the rounds, from the smallest to the largest value.

@@ -192,7 +192,9 @@ fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Prepared<E::Settings>
         )));
     }
     let failed = |error: anyhow::Error| (error, FAILED);
-    set_precision(precision).map_err(|error| failed(error.into()))?;
+    if device.device != Device::Cpu {
+        set_precision(precision).map_err(|error| failed(error.into()))?;
+    }
     if arguments.resume && arguments.all {
         let fresh = new_manifest::<E>(&settings, arguments, &device).map_err(failed)?;
         if let Some(folder) =

@@ -1,7 +1,7 @@
 //! Networks fitted to a sampled function, many at once: each row of a stack `[M, P]` is a run of its own, from its own seed.
 //!
-//! One step of 32 small networks costs little more than one of a single network. Stacks are cut into chunks of a fixed size, so
-//! that the numbers do not depend on the number of workers, and a finished chunk is kept for `--resume`.
+//! Stacks are cut into chunks whose size does not depend on the number of workers (on a GPU it is found by trying, once a run), and a
+//! finished chunk is kept for `--resume`.
 
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
@@ -168,7 +168,7 @@ const MOST_EPOCHS: u32 = 10_000_000;
 
 /// Rows of a chunk on a CPU, at most: a row's time hardly depends on it (docs/benchmarks.md, "How time grows"), and two workers still share the
 /// chunks evenly.
-const CPU_ROWS: usize = 32;
+const CPU_ROWS: usize = 16;
 /// Steps of a trial of how many rows an accelerator takes best.
 const TRIED_STEPS: u32 = 20;
 /// Between two looks at interruption, progress and whether all rows are done.
@@ -183,7 +183,7 @@ pub fn fit_all(run: &Run, fits: &[Fit]) -> Result<Vec<Vec<Fitted>>> {
     for (index, fit) in fits.iter().enumerate() {
         let on_cpu = run.device.device == Device::Cpu;
         let rows = if on_cpu { CPU_ROWS } else { fit.fastest_rows(run)? };
-        let mut pieces = fit.seeds.len().div_ceil(rows);
+        let mut pieces = fit.seeds.len().div_ceil(rows).max(1);
         if on_cpu && fits.len() == 1 {
             // Nothing else keeps the other cores busy, of which there are mostly an even number.
             pieces = pieces.next_multiple_of(2);
@@ -247,15 +247,13 @@ impl<'a> Fit<'a> {
             "rows of a chunk": describe(self.network),
             "points": self.grid.points,
             "optimiser": self.optimiser,
+            "stop": self.stop,
+            "every": self.every,
+            "gradients": self.gradients,
             "most": self.seeds.len(),
         });
-        let few = Fit {
-            name: self.name.clone(),
-            epochs: TRIED_STEPS,
-            stop: Stop::Never,
-            every: TRIED_STEPS,
-            ..*self
-        };
+        let few =
+            Fit { name: self.name.clone(), epochs: TRIED_STEPS, every: self.every.min(TRIED_STEPS), ..*self };
         kept_fastest(run, &content, self.seeds.len(), |rows| {
             let seeds = &self.seeds[..rows.min(self.seeds.len())];
             // The first time warms up; both end with numbers read from the device.

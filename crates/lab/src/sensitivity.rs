@@ -15,7 +15,7 @@ use crate::trial::{Both, SPLITS, Trained, Trial, describe, train_all};
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
-use flatland_geometry::{frobenius_of_mean, input_gradient_norms, jacobian_norms, parameter_gradient_norm};
+use flatland_geometry::{frobenius_of_mean, input_norms, parameter_gradient_norm};
 use flatland_network::{Evaluation, Examples, Loss, Network, OptimiserSettings, Training, epoch_order};
 use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells};
 use flatland_statistics::{
@@ -301,10 +301,10 @@ fn norms(
         run.check_interrupted()?;
         let length = PIECE.min(examples.count() - start);
         let piece = examples.slice(start, length)?;
-        gradients.push(input_gradient_norms(network, theta, &piece, Loss::CrossEntropy)?);
-        let jacobian = jacobian_norms(network, theta, &piece.inputs()?)?;
-        probabilities.push(jacobian.probabilities);
-        logits.push(jacobian.logits);
+        let norms = input_norms(network, theta, &piece)?;
+        gradients.push(norms.gradient);
+        probabilities.push(norms.jacobian.probabilities);
+        logits.push(norms.jacobian.logits);
         advance(length as u64);
     }
     let mut numbers = Numbers::new();

@@ -96,14 +96,15 @@ const FALL: f64 = 0.9;
 fn fastest(most: usize, mut seconds: impl FnMut(usize) -> Result<f64>) -> Result<usize> {
     let (mut rows, mut best) = (1, seconds(1)?);
     while rows < most {
-        let found = match seconds(2 * rows) {
+        let next = (2 * rows).min(most);
+        let found = match seconds(next) {
             Err(error) if format!("{error:#}").contains("out of memory") => break,
             found => found?,
         };
         if found > FALL * best {
             break;
         }
-        (rows, best) = (2 * rows, found);
+        (rows, best) = (next, found);
     }
     Ok(rows)
 }

@@ -134,6 +134,26 @@ pub fn backward(saved: &Saved, weight: &Tensor, gradient: &Tensor, with_x: bool)
     Ok(BlockGradient { x: Some(dx), ..result })
 }
 
+/// The gradients of sixteen numbers at once: from those by the output of an unpadded block, `[B, O H' / 2 W' / 2, 16]`, those by its input,
+/// `[B, C H W, 16]`.
+pub fn backward_lanes(saved: &Saved, weight: &Tensor, gradients: &Tensor) -> Result<Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let (weight, gradients) = (weight.f_contiguous()?, gradients.f_contiguous()?);
+    let shape = Shape::of(&saved.x, &weight);
+    assert!(saved.padding == 0, "callers have no padding");
+    let plane = (shape.inputs * shape.height * shape.width) as i64;
+    let dx = Tensor::f_zeros([shape.batch as i64, plane, kernels::LANES as i64], (Kind::Float, Device::Cpu))?;
+    kernels::scatter_lanes(
+        &saved.winners,
+        slice(&gradients),
+        slice(&weight),
+        // SAFETY: just made.
+        unsafe { slice_mut(&dx) },
+        shape,
+    );
+    Ok(dx)
+}
+
 /// Sizes of a block; height and width include the padding.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
@@ -197,6 +217,12 @@ mod kernels {
     pub fn input_gradient(_: &Open, _: &[f32], _: &mut [f32], _: Shape) {
         unreachable!()
     }
+
+    pub const LANES: usize = 16;
+
+    pub fn scatter_lanes(_: &[u8], _: &[f32], _: &[f32], _: &mut [f32], _: Shape) {
+        unreachable!()
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -208,8 +234,9 @@ mod kernels {
         __m256, __m512, _CMP_GT_OQ, _CMP_LE_OQ, _CMP_UNORD_Q, _mm256_cmp_ps_mask, _mm256_fmadd_ps,
         _mm256_loadu_ps, _mm256_mask_blend_epi32, _mm256_mask_cvtepi32_storeu_epi8, _mm256_mask_mov_ps,
         _mm256_mask_storeu_ps, _mm256_maskz_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-        _mm256_setzero_si256, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_fmadd_ps,
+        _mm256_setzero_si256, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_fmadd_ps, _mm512_loadu_ps,
         _mm512_maskz_loadu_ps, _mm512_permutexvar_ps, _mm512_set_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_storeu_ps,
     };
 
     /// The lowest `count` lanes.
@@ -521,6 +548,69 @@ mod kernels {
             }
         }
         N
+    }
+
+    /// Numbers of a vector.
+    pub const LANES: usize = 16;
+
+    /// `dx[c, patch, :] += g W[o, c, patch]` for the sixteen numbers g of every window whose ReLU is open, where its winner is.
+    pub fn scatter_lanes(winners: &[u8], gradients: &[f32], weight: &[f32], dx: &mut [f32], shape: Shape) {
+        let Shape { batch, inputs, height, width, outputs, kernel } = shape;
+        let (rows, columns) = shape.windows();
+        let (windows, plane) = (outputs * rows * columns, inputs * height * width);
+        assert!(winners.len() == batch * windows && gradients.len() == winners.len() * LANES);
+        assert!(weight.len() == outputs * inputs * kernel * kernel && dx.len() == batch * plane * LANES);
+        let examples = winners.chunks_exact(windows).zip(gradients.chunks_exact(windows * LANES));
+        for ((winners, gradients), dx) in examples.zip(dx.chunks_exact_mut(plane * LANES)) {
+            // SAFETY: callers checked the processor; the lengths were checked above.
+            unsafe {
+                match kernel {
+                    5 => scatter_example::<5>(winners, gradients, weight, dx, shape),
+                    3 => scatter_example::<3>(winners, gradients, weight, dx, shape),
+                    _ => scatter_example::<0>(winners, gradients, weight, dx, shape),
+                }
+            }
+        }
+    }
+
+    /// K is the kernel's side, or 0 for one that was not foreseen.
+    #[target_feature(enable = "avx512f,avx512vl,fma")]
+    unsafe fn scatter_example<const K: usize>(
+        winners: &[u8],
+        gradients: &[f32],
+        weight: &[f32],
+        dx: &mut [f32],
+        shape: Shape,
+    ) {
+        let Shape { inputs, height, width, .. } = shape;
+        let kernel = if K == 0 { shape.kernel } else { K };
+        let (rows, columns) = shape.windows();
+        let taps = inputs * kernel * kernel;
+        for (window, (&winner, gradients)) in winners.iter().zip(gradients.chunks_exact(LANES)).enumerate() {
+            if winner >= 4 {
+                continue;
+            }
+            let (output, cell) = (window / (rows * columns), window % (rows * columns));
+            let row = 2 * (cell / columns) + usize::from(winner >> 1);
+            let column = 2 * (cell % columns) + usize::from(winner & 1);
+            let weight = &weight[output * taps..(output + 1) * taps];
+            // SAFETY: sixteen numbers.
+            let g = unsafe { _mm512_loadu_ps(gradients.as_ptr()) };
+            for input in 0..inputs {
+                for ky in 0..kernel {
+                    let first = ((input * height + row + ky) * width + column) * LANES;
+                    let to = &mut dx[first..first + kernel * LANES];
+                    let weight = &weight[(input * kernel + ky) * kernel..][..kernel];
+                    for (to, &w) in to.chunks_exact_mut(LANES).zip(weight) {
+                        // SAFETY: sixteen numbers.
+                        unsafe {
+                            let sum = _mm512_fmadd_ps(g, _mm512_set1_ps(w), _mm512_loadu_ps(to.as_ptr()));
+                            _mm512_storeu_ps(to.as_mut_ptr(), sum);
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// `dx[c, patch] += g W[o, c, :, :]` for every open entry: eight input channels are the lanes, so that what is added to

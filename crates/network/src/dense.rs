@@ -368,7 +368,7 @@ mod kernels {
                 *loaded = load(a);
             }
             for (unit, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: by the caller's word.
+                // SAFETY: the caller guarantees it.
                 let w = unsafe { *weight.get_unchecked((output + unit) * along + input * across) };
                 let w = _mm512_set1_ps(w);
                 for (sum, &a) in sums.iter_mut().zip(&loaded) {

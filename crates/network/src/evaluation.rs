@@ -22,7 +22,7 @@ const DEVICE_CHUNK_BYTES: i64 = 1 << 30;
 ///
 /// On a CPU, the chunks are shared out to as many threads as libtorch is set to (`tch::set_num_threads`, of the calling
 /// thread), each computing alone; sums are added in the chunks' order, so that the numbers do not depend on the threads. On an
-/// accelerator, sums stay on the device and are read once.
+/// accelerator, sums stay on the device and are read at the end.
 ///
 /// # Errors
 /// [`crate::NetworkError::Shape`] when θ or the examples do not fit the network.

@@ -1,8 +1,8 @@
 //! Loss and gradient of a batch with respect to θ.
 
-use crate::ink::{self, Ink};
+use crate::head::Head;
 use crate::network::{Step, apply};
-use crate::tail::Tail;
+use crate::sparse::{self, NonzeroBlocks};
 use crate::{Loss, Network, NetworkError, Result, block, dense};
 use tch::{Device, Tensor};
 
@@ -19,8 +19,9 @@ pub struct BatchGradient {
 
 /// Loss, hits and gradient on one batch, with x and targets as in [`Network::forward`] and [`Loss::mean`].
 ///
-/// The same numbers as autograd through [`Network::forward`], but for the order of sums; on a CPU, convolutions with their
-/// pooling are differentiated by our own kernels, in pieces of the batch that fit the cache.
+/// The same numbers as autograd through [`Network::forward`], but for the order of sums. On a CPU our own kernels differentiate what they
+/// can: convolutions with their pooling, in pieces of the batch that fit the cache, block-sparse first layers, dense layers under
+/// cross-entropy, and stacks of narrow dense networks.
 ///
 /// # Errors
 /// [`NetworkError::Shape`] when θ, x or the targets do not fit.
@@ -32,8 +33,7 @@ pub fn loss_and_gradient(
     loss: Loss,
 ) -> Result<BatchGradient> {
     network.check_theta(theta)?;
-    let convolutional = network.steps().iter().any(|step| matches!(step, Step::Convolution { .. }));
-    match (theta.dim(), convolutional && theta.device() == Device::Cpu) {
+    match (theta.dim(), network.is_convolutional() && theta.device() == Device::Cpu) {
         (1, _) => single(network, theta, x, targets, loss),
         (_, false) => stacked(network, theta, x, targets, loss),
         (_, true) => one_after_the_other(network, theta, x, targets, loss),
@@ -111,21 +111,21 @@ fn piece(
         input = y;
         steps = rest;
     }
-    // Or a dense layer on images that are mostly paper.
-    let mut first: Option<Ink> = None;
+    // Or a dense layer on a block-sparse input.
+    let mut first: Option<NonzeroBlocks> = None;
     if blocks.is_empty()
         && let [Step::Dense { weight: 0 }, rest @ ..] = steps
-        && let Some(ink) = Ink::of(&input, &of_theta[0])
+        && let Some(nonzero) = NonzeroBlocks::of(&input, &of_theta[0])
     {
-        input = ink::forward(&ink, &input, &of_theta[0], &of_theta[1])?;
-        first = Some(ink);
+        input = sparse::forward(&nonzero, &input, &of_theta[0], &of_theta[1])?;
+        first = Some(nonzero);
         steps = rest;
     }
 
     // Dense layers under cross-entropy by hand too, all else by autograd.
     let by_hand = if first.is_some() { 2 } else { 2 * blocks.len() };
-    let tail = Tail::of(steps, theta, &input, targets, loss);
-    if by_hand == 0 && tail.is_none() {
+    let head = Head::of(steps, theta, &input, targets, loss);
+    if by_hand == 0 && head.is_none() {
         return by_autograd(network, &of_theta, x, targets, loss);
     }
     let flat = Tensor::f_empty([network.count()], (theta.kind(), theta.device()))?;
@@ -133,8 +133,8 @@ fn piece(
         parameters[index].of(&flat)?.f_copy_(gradient)?;
         Ok(())
     };
-    let (loss, correct, mut into) = if let Some(tail) = tail {
-        let found = tail.loss_and_gradient(network, theta, &input, targets, &flat, by_hand > 0)?;
+    let (loss, correct, mut into) = if let Some(head) = head {
+        let found = head.loss_and_gradient(network, theta, &input, targets, &flat, by_hand > 0)?;
         (found.loss, Some(found.correct), found.input)
     } else {
         let leaves = leaves(&of_theta)?;
@@ -153,8 +153,8 @@ fn piece(
         keep(*weight + 1, &block.bias)?;
         into = block.x;
     }
-    if let (Some(ink), Some(gradient)) = (&first, &into) {
-        ink::backward(ink, x, gradient, &flat)?;
+    if let (Some(nonzero), Some(gradient)) = (&first, &into) {
+        sparse::backward(nonzero, x, gradient, &flat)?;
     }
     Ok(BatchGradient { loss, correct, gradient: flat })
 }

@@ -1,6 +1,6 @@
 //! Networks as pure functions of θ.
 
-use crate::ink::{self, Ink};
+use crate::sparse::{self, NonzeroBlocks};
 use crate::{NetworkError, Result, block, pooling};
 use tch::{Device, Tensor};
 
@@ -290,7 +290,8 @@ impl Network {
         }
     }
 
-    /// The same outputs without a graph: for evaluation. On a CPU, pooling runs in our own kernel.
+    /// The same outputs without a graph: for evaluation. On a CPU, our own kernels run where they fit: convolution blocks, pooling, a
+    /// first dense layer on a block-sparse input.
     ///
     /// # Errors
     /// [`NetworkError::Shape`] when θ or x do not fit.
@@ -346,9 +347,9 @@ impl Network {
             } else if fused
                 && let Step::Dense { weight } = *step
                 && steps.len() == self.steps.len()
-                && let Some(ink) = Ink::of(&y, &parameters[weight])
+                && let Some(blocks) = NonzeroBlocks::of(&y, &parameters[weight])
             {
-                y = ink::forward(&ink, &y, &parameters[weight], &parameters[weight + 1])?;
+                y = sparse::forward(&blocks, &y, &parameters[weight], &parameters[weight + 1])?;
                 steps = rest;
             } else {
                 y = apply(*step, &y, &parameters, fused)?;

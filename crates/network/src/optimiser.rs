@@ -227,9 +227,8 @@ impl Optimiser {
     }
 }
 
-/// A step on a CPU in one pass: by operators, θ, gradient and state go through the cache once for each operation, which for small
-/// networks costs as much as a tenth of their training. The same operations in the same order on each number; the same bits for SGD, and
-/// for the others the same but for square roots, which libtorch (MKL) does not round rightly at times and this does: tested below.
+/// A step on a CPU in one pass: by operators, θ, gradient and state go through the cache once for each operation. The same operations in the same order on each number; the same bits for SGD, and
+/// for the others the same but for square roots, which libtorch (MKL) does not round rightly at times and this does, and Adam's division by √(1 - β₂ᵗ), a product with its inverse here: tested below.
 mod one_pass {
     use super::{ADAM_BETA1, ADAM_BETA2, EPSILON, Optimiser, OptimiserSettings, RMSPROP_ALPHA};
     use crate::slices::{slice, slice_mut};
@@ -241,6 +240,12 @@ mod one_pass {
         let plain = |t: &Tensor| t.device() == Device::Cpu && t.kind() == Kind::Float && t.is_contiguous();
         if !block::available() || ![&*theta, gradient].into_iter().chain(optimiser.state.values()).all(plain)
         {
+            return Ok(false);
+        }
+        // A handle onto θ's own numbers is no gradient that this can read while it writes.
+        let place = |t: &Tensor| (t.data_ptr() as usize, t.data_ptr() as usize + 4 * t.numel());
+        let (own, read) = (place(theta), place(gradient));
+        if own.0 < read.1 && read.0 < own.1 {
             return Ok(false);
         }
         // The first gradient is PyTorch's first momentum: of zeros times μ nothing is left but a sign of zero.
@@ -293,12 +298,12 @@ mod one_pass {
                 let (correction1, correction2) = (1. - ADAM_BETA1.powi(steps), 1. - ADAM_BETA2.powi(steps));
                 // Times the inverse of the root: a division less, a rounding apart.
                 let (rate, root) = ((-lr / correction1) as f32, (1. / correction2.sqrt()) as f32);
-                let (beta1, beta2) = ((1. - ADAM_BETA1) as f32, ADAM_BETA2 as f32);
-                let (rest2, epsilon) = ((1. - ADAM_BETA2) as f32, EPSILON as f32);
+                let (rest1, rest2) = ((1. - ADAM_BETA1) as f32, (1. - ADAM_BETA2) as f32);
+                let (beta2, epsilon) = (ADAM_BETA2 as f32, EPSILON as f32);
                 let state = mean.iter_mut().zip(square.iter_mut());
                 for ((theta, &gradient), (mean, square)) in both.zip(state) {
                     let gradient = decayed(gradient, *theta);
-                    *mean = beta1.mul_add(gradient - *mean, *mean);
+                    *mean = rest1.mul_add(gradient - *mean, *mean);
                     *square = *square * beta2 + gradient * gradient * rest2;
                     *theta += *mean / (square.sqrt() * root + epsilon) * rate;
                 }

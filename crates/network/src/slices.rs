@@ -10,6 +10,10 @@ fn check<T: Element>(tensor: &Tensor) {
 /// The numbers of a contiguous tensor of kind T on the CPU.
 pub fn slice<T: Element>(tensor: &Tensor) -> &[T] {
     check::<T>(tensor);
+    if tensor.numel() == 0 {
+        // Its pointer may be null.
+        return &[];
+    }
     // SAFETY: contiguous, on the CPU and of T's kind; the borrow keeps the storage alive.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), tensor.numel()) }
 }
@@ -21,6 +25,9 @@ pub fn slice<T: Element>(tensor: &Tensor) -> &[T] {
 #[allow(clippy::mut_from_ref)] // a Tensor is a handle: its numbers are not behind the reference
 pub unsafe fn slice_mut<T: Element>(tensor: &Tensor) -> &mut [T] {
     check::<T>(tensor);
-    // SAFETY: as above, and by the caller's word nothing else looks at it.
+    if tensor.numel() == 0 {
+        return &mut [];
+    }
+    // SAFETY: as above, and the caller guarantees that nothing else looks at it.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) }
 }

@@ -1,7 +1,6 @@
 //! Dense layers with ReLU between them under cross-entropy, on a CPU: forwards and backwards by hand.
 //!
-//! The products are libtorch's. What is saved is a graph of dozens of small operators, which for batches of a hundred costs as much as the
-//! products: softmax, loss, hits and their gradient are one pass over the logits, and gradients are written where they belong.
+//! The products are libtorch's. What is saved is a graph of dozens of small operators: softmax, loss, hits and their gradient are one pass over the logits, and gradients are written where they belong.
 //!
 //! With `p = softmax(z)`, the gradient of the mean loss of B examples by the logits is `(p - onehot(y)) / B`; behind a dense layer
 //! `z = a Wᵀ + b` it is `gᵀ a` by W, `Σ g` by b and `g W` by a. The same numbers as autograd's, but for the order of sums: tested below.
@@ -11,9 +10,9 @@ use crate::slices::{slice, slice_mut};
 use crate::{Loss, Network, NetworkError, Result};
 use tch::{Device, Kind, Tensor};
 
-/// The end of a network.
+/// The end of a network, from its convolutions or its first layer on.
 #[derive(Debug)]
-pub struct Tail {
+pub struct Head {
     /// Whether ReLU comes before the first layer.
     rectified_input: bool,
     /// Index of each layer's weight, and whether ReLU follows.
@@ -22,16 +21,16 @@ pub struct Tail {
 
 /// What it yields for a batch; the gradients of its parameters are written elsewhere.
 #[derive(Debug)]
-pub struct TailGradient {
+pub struct HeadGradient {
     /// Mean loss, a scalar.
     pub loss: Tensor,
     /// Hits, a scalar (i64).
     pub correct: Tensor,
-    /// Of the tail's input, of its shape, where it was asked for.
+    /// Of the head's input, of its shape, where it was asked for.
     pub input: Option<Tensor>,
 }
 
-impl Tail {
+impl Head {
     /// These last steps of a network, if they can be done by hand.
     pub fn of(steps: &[Step], theta: &Tensor, input: &Tensor, targets: &Tensor, loss: Loss) -> Option<Self> {
         let on_cpu = |t: &Tensor| t.device() == Device::Cpu && t.is_contiguous();
@@ -56,7 +55,7 @@ impl Tail {
         (fits && ends && steps.is_empty()).then_some(Self { rectified_input, layers })
     }
 
-    /// Loss, hits and gradients at θ `[P]` for a batch. The gradients of the tail's parameters go to their places in `flat` `[P]`.
+    /// Loss, hits and gradients at θ `[P]` for a batch. The gradients of the head's parameters go to their places in `flat` `[P]`.
     pub fn loss_and_gradient(
         &self,
         network: &Network,
@@ -65,7 +64,7 @@ impl Tail {
         targets: &Tensor,
         flat: &Tensor,
         with_input: bool,
-    ) -> Result<TailGradient> {
+    ) -> Result<HeadGradient> {
         let _no_grad = tch::no_grad_guard();
         let parameters = network.parameters();
         let mut activation = if input.dim() > 2 { input.f_flatten(1, -1)? } else { input.shallow_clone() };
@@ -103,7 +102,7 @@ impl Tail {
             }
             gradient = back;
         }
-        Ok(TailGradient { loss, correct, input: into })
+        Ok(HeadGradient { loss, correct, input: into })
     }
 }
 
@@ -206,9 +205,9 @@ mod tests {
             let outputs = network.forward(&leaf, &input).unwrap();
             let loss = Loss::CrossEntropy.mean(&outputs, &targets).unwrap();
             let expected = Tensor::run_backward(&[&loss], &[&leaf, &input], false, false);
-            let tail = Tail::of(network.steps(), &theta, &x, &targets, Loss::CrossEntropy).unwrap();
+            let head = Head::of(network.steps(), &theta, &x, &targets, Loss::CrossEntropy).unwrap();
             let flat = Tensor::full([network.count()], f64::NAN, (Kind::Float, Device::Cpu));
-            let found = tail.loss_and_gradient(&network, &theta, &x, &targets, &flat, true).unwrap();
+            let found = head.loss_and_gradient(&network, &theta, &x, &targets, &flat, true).unwrap();
             assert!(found.loss.allclose(&loss.detach(), 1e-6, 1e-7, false));
             let hits = Loss::CrossEntropy.correct(&outputs.detach(), &targets).unwrap().unwrap();
             assert_eq!(found.correct, hits);
@@ -223,7 +222,7 @@ mod tests {
         let theta = wave(&[network.count()], 0.1);
         let (x, targets) = (wave(&[5, 7], 0.3), Tensor::zeros([5], (Kind::Int64, Device::Cpu)));
         let fits = |network: &Network, x: &Tensor, loss| {
-            Tail::of(network.steps(), &theta, x, &targets, loss).is_some()
+            Head::of(network.steps(), &theta, x, &targets, loss).is_some()
         };
         assert!(fits(&network, &x, Loss::CrossEntropy));
         assert!(!fits(&network, &x, Loss::MeanSquaredError));
@@ -233,11 +232,11 @@ mod tests {
             let network = Network::dense(&[7, 9, 4], &activation).unwrap();
             assert!(!fits(&network, &x, Loss::CrossEntropy));
         }
-        let tail = Tail::of(network.steps(), &theta, &x, &targets, Loss::CrossEntropy).unwrap();
+        let head = Head::of(network.steps(), &theta, &x, &targets, Loss::CrossEntropy).unwrap();
         let flat = theta.zeros_like();
         for wrong in [-1, 4] {
             let targets = targets.full_like(wrong);
-            let error = tail.loss_and_gradient(&network, &theta, &x, &targets, &flat, false).unwrap_err();
+            let error = head.loss_and_gradient(&network, &theta, &x, &targets, &flat, false).unwrap_err();
             assert!(error.to_string().contains("expected 0 to 3"), "{error}");
         }
     }
