@@ -437,7 +437,10 @@ def main() -> None:
         *([f"- GPU: {torch.cuda.get_device_name()}."] if cuda else []),
         *origin(),
     ]  # fmt: skip
-    write(options.page, f"experiments{'-cuda' * cuda}", f"Whole experiments{' on CUDA' * cuda}", lines)
+    # A part does not replace the whole.
+    part = "".join(f"-{name}" for name in names) if options.only else ""
+    title = f"Whole experiments{' on CUDA' * cuda}" + (f": {', '.join(names)}" if options.only else "")
+    write(options.page, f"experiments{'-cuda' * cuda}{part}", title, lines)
 
 
 if __name__ == "__main__":
