@@ -97,7 +97,7 @@ fn an_interrupted_run_ends_with_the_same_tables() {
     let whole = out.run(&[SMALL, &["--workers", "1"]]);
     // A finished chunk counts; what a killed process lacked is computed again.
     let trials = common::files_in(&whole.join("trials"));
-    assert_eq!(trials.len(), 2 * 2 * 2, "targets, networks, chunks");
+    assert_eq!(trials.len(), 2 * 2 * 3, "targets, networks, chunks");
     std::fs::remove_file(&trials[1]).unwrap();
     let manifest = whole.join("manifest.json");
     let text = std::fs::read_to_string(&manifest).unwrap().replace("\"finished\"", "\"running\"");
