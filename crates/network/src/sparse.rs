@@ -98,11 +98,11 @@ mod kernels {
         unreachable!()
     }
 
-    pub unsafe fn forward(_: &Ink, _: &[f32], _: &[f32], _: &[f32], _: &mut [f32], _: usize) {
+    pub unsafe fn forward(_: &NonzeroBlocks, _: &[f32], _: &[f32], _: &[f32], _: &mut [f32], _: usize) {
         unreachable!()
     }
 
-    pub unsafe fn weight_gradient(_: &Ink, _: &[f32], _: &[f32], _: &mut [f32], _: usize) {
+    pub unsafe fn weight_gradient(_: &NonzeroBlocks, _: &[f32], _: &[f32], _: &mut [f32], _: usize) {
         unreachable!()
     }
 }
