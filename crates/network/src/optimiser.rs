@@ -6,7 +6,7 @@
 use crate::{NetworkError, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 mod stacked;
 pub use stacked::StackedOptimiser;
@@ -49,15 +49,21 @@ const RMSPROP_ALPHA: f64 = 0.99;
 const EPSILON: f64 = 1e-8;
 
 impl OptimiserSettings {
+    /// `[lr, momentum, weight_decay]`.
+    fn numbers(&self) -> [f64; 3] {
+        match *self {
+            Self::Sgd { lr, momentum, weight_decay, .. } => [lr, momentum, weight_decay],
+            Self::Adam { lr, weight_decay } | Self::RmsProp { lr, weight_decay } => [lr, 0., weight_decay],
+        }
+    }
+
     /// Says what is out of range.
     ///
     /// # Errors
     /// [`NetworkError::Setting`] for a learning rate that is not above 0, a momentum outside of [0, 1), a negative weight
     /// decay, Nesterov without momentum, or a value that is not finite.
     pub fn check(&self) -> Result<()> {
-        let (Self::Sgd { lr, weight_decay, .. }
-        | Self::Adam { lr, weight_decay }
-        | Self::RmsProp { lr, weight_decay }) = *self;
+        let [lr, _, weight_decay] = self.numbers();
         let refuse = |what: String| Err(NetworkError::Setting(what));
         if !(lr > 0. && lr.is_finite()) {
             return refuse(format!("the learning rate must be above 0 and finite, found {lr}"));
@@ -144,7 +150,7 @@ impl Optimiser {
     ///
     /// # Errors
     /// [`NetworkError::Shape`] when the gradient or the state has another shape than θ; nothing is changed then.
-    pub fn step(&mut self, theta: &mut Tensor, mut gradient: Tensor) -> Result<()> {
+    pub fn step(&mut self, theta: &mut Tensor, gradient: Tensor) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let size = theta.size();
         // libtorch would broadcast: one gradient over all the models of a stack, for instance.
@@ -163,62 +169,19 @@ impl Optimiser {
         if one_pass::step(self, theta, &gradient)? {
             return Ok(());
         }
-        let (OptimiserSettings::Sgd { weight_decay, .. }
-        | OptimiserSettings::Adam { weight_decay, .. }
-        | OptimiserSettings::RmsProp { weight_decay, .. }) = self.settings;
-        if weight_decay != 0. {
-            gradient = gradient.f_add_(&theta.f_mul_scalar(weight_decay)?)?;
-        }
-        match self.settings {
-            OptimiserSettings::Sgd { lr, momentum, nesterov, .. } => {
-                if momentum != 0. {
-                    if let Some(buffer) = self.state.get_mut("momentum_buffer") {
-                        let _ = buffer.f_mul_scalar_(momentum)?.f_add_(&gradient)?;
-                    } else {
-                        self.state.insert("momentum_buffer", gradient.f_detach_copy()?);
-                    }
-                    let buffer = &self.state["momentum_buffer"];
-                    if !nesterov {
-                        let _ = theta.f_add_(&buffer.f_mul_scalar(-lr)?)?;
-                        return Ok(());
-                    }
-                    gradient = gradient.f_add_(&buffer.f_mul_scalar(momentum)?)?;
-                }
-                let _ = theta.f_add_(&gradient.f_mul_scalar_(-lr)?)?;
-            }
-            OptimiserSettings::Adam { lr, .. } => {
-                self.zeros(&["exp_avg", "exp_avg_sq"], theta)?;
-                let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-                let (correction1, correction2) = (1. - ADAM_BETA1.powi(steps), 1. - ADAM_BETA2.powi(steps));
-                if let Some(mean) = self.state.get_mut("exp_avg") {
-                    let _ = mean.f_lerp_(&gradient, 1. - ADAM_BETA1)?;
-                }
-                if let Some(square) = self.state.get_mut("exp_avg_sq") {
-                    let _ = square
-                        .f_mul_scalar_(ADAM_BETA2)?
-                        .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - ADAM_BETA2)?)?;
-                }
-                let (mean, square) = (&self.state["exp_avg"], &self.state["exp_avg_sq"]);
-                let denominator =
-                    square.f_sqrt()?.f_div_scalar_(correction2.sqrt())?.f_add_scalar_(EPSILON)?;
-                let _ = theta.f_add_(&mean.f_div(&denominator)?.f_mul_scalar_(-lr / correction1)?)?;
-            }
-            OptimiserSettings::RmsProp { lr, .. } => {
-                self.zeros(&["square_avg"], theta)?;
-                if let Some(square) = self.state.get_mut("square_avg") {
-                    let _ = square
-                        .f_mul_scalar_(RMSPROP_ALPHA)?
-                        .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - RMSPROP_ALPHA)?)?;
-                }
-                let denominator = self.state["square_avg"].f_sqrt()?.f_add_scalar_(EPSILON)?;
-                let _ = theta.f_add_(&gradient.f_div_(&denominator)?.f_mul_scalar_(-lr)?)?;
-            }
-        }
-        Ok(())
+        self.zeros(theta)?;
+        let [lr, momentum, weight_decay] = self.settings.numbers();
+        let factors = Factors {
+            minus_lr: Factor::Number(-lr),
+            momentum: Factor::Number(momentum),
+            weight_decay: (weight_decay != 0.).then_some(Factor::Number(weight_decay)),
+        };
+        by_operators(self.settings, self.steps, &factors, &mut self.state, theta, gradient)
     }
 
-    fn zeros(&mut self, names: &[&'static str], theta: &Tensor) -> Result<()> {
-        for &name in names {
+    /// The state before the first step, of SGD too: `μ 0 + g` is the first gradient.
+    fn zeros(&mut self, theta: &Tensor) -> Result<()> {
+        for &name in self.names() {
             if !self.state.contains_key(name) {
                 self.state.insert(name, theta.f_zeros_like()?);
             }
@@ -227,10 +190,111 @@ impl Optimiser {
     }
 }
 
-/// A step on a CPU in one pass: by operators, θ, gradient and state go through the cache once for each operation. The same operations in the same order on each number; the same bits for SGD, and
-/// for the others the same but for square roots, which libtorch (MKL) does not round rightly at times and this does, and Adam's division by √(1 - β₂ᵗ), a product with its inverse here: tested below.
+/// Hyperparameters, for [`by_operators`].
+#[derive(Debug)]
+struct Factors {
+    /// A column is f64: Adam divides it first.
+    minus_lr: Factor,
+    momentum: Factor,
+    weight_decay: Option<Factor>,
+}
+
+/// One number, or one for each row of a stack, `[M, 1]` of θ's precision.
+#[derive(Debug)]
+enum Factor {
+    Number(f64),
+    Column(Tensor),
+}
+
+impl Factor {
+    fn times(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Number(number) => tensor.f_mul_scalar(*number)?,
+            Self::Column(column) => tensor.f_mul(column)?,
+        })
+    }
+
+    /// In place.
+    fn times_(&self, tensor: &mut Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Number(number) => tensor.f_mul_scalar_(*number)?,
+            Self::Column(column) => tensor.f_mul_(column)?,
+        })
+    }
+
+    /// Divided, and then of this precision.
+    fn over(&self, number: f64, kind: Kind) -> Result<Self> {
+        Ok(match self {
+            Self::Number(own) => Self::Number(own / number),
+            Self::Column(column) => Self::Column(column.f_div_scalar(number)?.f_to_kind(kind)?),
+        })
+    }
+}
+
+/// The `steps`-th step, from 1, of θ `[P]` or `[M, P]`, whose state is there. The gradient's memory is reused.
+fn by_operators(
+    settings: OptimiserSettings,
+    steps: u64,
+    factors: &Factors,
+    state: &mut BTreeMap<&'static str, Tensor>,
+    theta: &mut Tensor,
+    mut gradient: Tensor,
+) -> Result<()> {
+    let kind = theta.kind();
+    let Factors { minus_lr, momentum, weight_decay } = factors;
+    if let Some(decay) = weight_decay {
+        gradient = gradient.f_add_(&decay.times(theta)?)?;
+    }
+    let step = match settings {
+        OptimiserSettings::Sgd { nesterov, .. } => {
+            let rate = minus_lr.over(1., kind)?;
+            match state.get_mut("momentum_buffer") {
+                None => rate.times_(&mut gradient)?,
+                Some(buffer) => {
+                    let _ = momentum.times_(buffer)?.f_add_(&gradient)?;
+                    if nesterov {
+                        gradient = gradient.f_add_(&momentum.times(buffer)?)?;
+                        rate.times_(&mut gradient)?
+                    } else {
+                        rate.times(buffer)?
+                    }
+                }
+            }
+        }
+        OptimiserSettings::Adam { .. } => {
+            let steps = i32::try_from(steps).unwrap_or(i32::MAX);
+            let (correction1, correction2) = (1. - ADAM_BETA1.powi(steps), 1. - ADAM_BETA2.powi(steps));
+            if let Some(mean) = state.get_mut("exp_avg") {
+                let _ = mean.f_lerp_(&gradient, 1. - ADAM_BETA1)?;
+            }
+            if let Some(square) = state.get_mut("exp_avg_sq") {
+                let _ = square
+                    .f_mul_scalar_(ADAM_BETA2)?
+                    .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - ADAM_BETA2)?)?;
+            }
+            let root = state["exp_avg_sq"].f_sqrt()?.f_div_scalar_(correction2.sqrt())?;
+            let mut step = state["exp_avg"].f_div(&root.f_add_scalar(EPSILON)?)?;
+            minus_lr.over(correction1, kind)?.times_(&mut step)?
+        }
+        OptimiserSettings::RmsProp { .. } => {
+            if let Some(square) = state.get_mut("square_avg") {
+                let _ = square
+                    .f_mul_scalar_(RMSPROP_ALPHA)?
+                    .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - RMSPROP_ALPHA)?)?;
+            }
+            let root = state["square_avg"].f_sqrt()?.f_add_scalar_(EPSILON)?;
+            minus_lr.over(1., kind)?.times_(&mut gradient.f_div_(&root)?)?
+        }
+    };
+    let _ = theta.f_add_(&step)?;
+    Ok(())
+}
+
+/// A step on a CPU in one pass: by operators, θ, gradient and state go through the cache once for each operation. The same operations
+/// in the same order on each number, and for SGD the same bits. Else there are two roundings' difference: square roots, which libtorch
+/// (MKL) does not round rightly at times and this does, and Adam's division by √(1 - β₂ᵗ), a product with its inverse here. Tested below.
 mod one_pass {
-    use super::{ADAM_BETA1, ADAM_BETA2, EPSILON, Optimiser, OptimiserSettings, RMSPROP_ALPHA};
+    use super::{Optimiser, OptimiserSettings};
     use crate::slices::{slice, slice_mut};
     use crate::{Result, block};
     use tch::{Device, Kind, Tensor};
@@ -248,8 +312,7 @@ mod one_pass {
         if own.0 < read.1 && read.0 < own.1 {
             return Ok(false);
         }
-        // The first gradient is PyTorch's first momentum: of zeros times μ nothing is left but a sign of zero.
-        optimiser.zeros(optimiser.names(), theta)?;
+        optimiser.zeros(theta)?;
         let mut state: Vec<&mut [f32]> = Vec::new();
         for name in optimiser.names() {
             // SAFETY: the optimiser owns its state, and each name stands for a tensor of its own.
@@ -276,10 +339,8 @@ mod one_pass {
         gradient: &[f32],
         state: &mut [&mut [f32]],
     ) {
-        let (OptimiserSettings::Sgd { weight_decay, .. }
-        | OptimiserSettings::Adam { weight_decay, .. }
-        | OptimiserSettings::RmsProp { weight_decay, .. }) = settings;
-        let decay = weight_decay as f32;
+        use super::{ADAM_BETA1, ADAM_BETA2, EPSILON, RMSPROP_ALPHA};
+        let decay = settings.numbers()[2] as f32;
         let decayed =
             |gradient: f32, theta: f32| if decay == 0. { gradient } else { gradient + theta * decay };
         let both = theta.iter_mut().zip(gradient);

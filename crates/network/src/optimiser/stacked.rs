@@ -1,6 +1,6 @@
 //! The optimiser of a stack whose rows may have hyperparameters of their own.
 
-use super::{ADAM_BETA1, ADAM_BETA2, EPSILON, Optimiser, OptimiserSettings, RMSPROP_ALPHA};
+use super::{Factor, Factors, Optimiser, OptimiserSettings, by_operators};
 use crate::{NetworkError, Result};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -17,28 +17,15 @@ impl OptimiserSettings {
             _ => false,
         }
     }
-
-    /// `[lr, momentum, weight_decay]`.
-    fn numbers(&self) -> [f64; 3] {
-        match *self {
-            Self::Sgd { lr, momentum, weight_decay, .. } => [lr, momentum, weight_decay],
-            Self::Adam { lr, weight_decay } | Self::RmsProp { lr, weight_decay } => [lr, 0., weight_decay],
-        }
-    }
 }
 
-/// [`Optimiser`] on θ `[M, P]`, with the same formulas in the same order; hyperparameters are `[M, 1]`.
+/// [`Optimiser`] on θ `[M, P]`.
 #[derive(Debug)]
 pub struct StackedOptimiser {
     settings: Vec<OptimiserSettings>,
-    /// `[M, P]` each. All zero is the state before the first step, of SGD too: `μ 0 + g` is the first gradient.
+    /// `[M, P]` each.
     pub state: BTreeMap<&'static str, Tensor>,
-    /// f64, `[M, 1]`.
-    minus_lr: Tensor,
-    /// Of θ's precision, `[M, 1]`, like the other.
-    momentum: Tensor,
-    /// `None` where no row has any.
-    weight_decay: Option<Tensor>,
+    factors: Factors,
 }
 
 impl StackedOptimiser {
@@ -72,13 +59,12 @@ impl StackedOptimiser {
                 .f_to_kind(kind)?)
         };
         let decays = settings.iter().any(|settings| settings.numbers()[2] != 0.);
-        Ok(Self {
-            minus_lr: column(0, Kind::Double)?.f_neg()?,
-            momentum: column(1, theta.kind())?,
-            weight_decay: decays.then(|| column(2, theta.kind())).transpose()?,
-            settings,
-            state,
-        })
+        let factors = Factors {
+            minus_lr: Factor::Column(column(0, Kind::Double)?.f_neg()?),
+            momentum: Factor::Column(column(1, theta.kind())?),
+            weight_decay: decays.then(|| column(2, theta.kind())).transpose()?.map(Factor::Column),
+        };
+        Ok(Self { settings, state, factors })
     }
 
     /// The optimiser of one row after so many steps, with a copy of its state.
@@ -99,56 +85,12 @@ impl StackedOptimiser {
     ///
     /// # Errors
     /// [`NetworkError::Shape`] when the gradient has another shape than θ; nothing is changed then.
-    pub fn step(&mut self, theta: &mut Tensor, mut gradient: Tensor, steps: u64) -> Result<()> {
+    pub fn step(&mut self, theta: &mut Tensor, gradient: Tensor, steps: u64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         if gradient.size() != theta.size() {
             let expected = format!("θ's, {:?}", theta.size());
             return Err(NetworkError::Shape { what: "the gradient", found: gradient.size(), expected });
         }
-        let kind = theta.kind();
-        if let Some(decay) = &self.weight_decay {
-            gradient = gradient.f_add_(&theta.f_mul(decay)?)?;
-        }
-        let minus_lr = self.minus_lr.f_to_kind(kind)?;
-        match self.settings[0] {
-            OptimiserSettings::Sgd { nesterov, .. } => {
-                if let Some(buffer) = self.state.get_mut("momentum_buffer") {
-                    let _ = buffer.f_mul_(&self.momentum)?.f_add_(&gradient)?;
-                    if !nesterov {
-                        let _ = theta.f_add_(&buffer.f_mul(&minus_lr)?)?;
-                        return Ok(());
-                    }
-                    gradient = gradient.f_add_(&buffer.f_mul(&self.momentum)?)?;
-                }
-                let _ = theta.f_add_(&gradient.f_mul_(&minus_lr)?)?;
-            }
-            OptimiserSettings::Adam { .. } => {
-                let steps = i32::try_from(steps).unwrap_or(i32::MAX);
-                let (correction1, correction2) = (1. - ADAM_BETA1.powi(steps), 1. - ADAM_BETA2.powi(steps));
-                if let Some(mean) = self.state.get_mut("exp_avg") {
-                    let _ = mean.f_lerp_(&gradient, 1. - ADAM_BETA1)?;
-                }
-                if let Some(square) = self.state.get_mut("exp_avg_sq") {
-                    let _ = square
-                        .f_mul_scalar_(ADAM_BETA2)?
-                        .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - ADAM_BETA2)?)?;
-                }
-                let (mean, square) = (&self.state["exp_avg"], &self.state["exp_avg_sq"]);
-                let denominator =
-                    square.f_sqrt()?.f_div_scalar_(correction2.sqrt())?.f_add_scalar_(EPSILON)?;
-                let rate = self.minus_lr.f_div_scalar(correction1)?.f_to_kind(kind)?;
-                let _ = theta.f_add_(&mean.f_div(&denominator)?.f_mul_(&rate)?)?;
-            }
-            OptimiserSettings::RmsProp { .. } => {
-                if let Some(square) = self.state.get_mut("square_avg") {
-                    let _ = square
-                        .f_mul_scalar_(RMSPROP_ALPHA)?
-                        .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - RMSPROP_ALPHA)?)?;
-                }
-                let denominator = self.state["square_avg"].f_sqrt()?.f_add_scalar_(EPSILON)?;
-                let _ = theta.f_add_(&gradient.f_div_(&denominator)?.f_mul_(&minus_lr)?)?;
-            }
-        }
-        Ok(())
+        by_operators(self.settings[0], steps, &self.factors, &mut self.state, theta, gradient)
     }
 }
