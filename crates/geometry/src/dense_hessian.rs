@@ -10,7 +10,7 @@
 //!
 //! with a bias as the weight of an input that is always 1. It follows from `∂ℓ/∂W_m[o, i] = (∂ℓ/∂z_m)_o (a_{m-1})_i` by the chain rule;
 //! where σ is piecewise linear σ'' is 0 and only the first term and C are left. Everything is a few matrix products, where backpropagation
-//! through a graph of P gradients (Pearlmutter 1994) takes P passes: compared with that below.
+//! through a graph of P gradients (Pearlmutter 1994) takes P passes: compared with that in `hessian.rs`.
 
 use flatland_network::{Activation, DenseLayer, Result};
 use tch::{Kind, Tensor};
@@ -46,18 +46,13 @@ struct Pass {
     place: [i64; 2],
 }
 
-/// The sum over these examples of each one's Hessian, times `scale`: `[P, P]`, f64. θ `[P]`, x `[B, F]` and targets `[B, D]` in f64.
-pub fn sum(
-    layers: &[DenseLayer],
-    theta: &Tensor,
-    x: &Tensor,
-    targets: &Tensor,
-    scale: f64,
-) -> Result<Tensor> {
+/// The Hessian of these examples' mean loss: `[P, P]`, f64. θ `[P]`, x `[B, F]` and targets `[B, D]` in f64.
+pub fn mean(layers: &[DenseLayer], theta: &Tensor, x: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let passes = forward(layers, theta, x)?;
     let count: i64 = passes.iter().map(|pass| pass.place[1]).sum();
     let hessian = Tensor::f_zeros([count, count], (Kind::Double, theta.device()))?;
-    let scale = 2. * scale / targets.size()[1] as f64;
+    // Of (z - y)², whose mean is taken over B and D.
+    let scale = 2. / targets.numel() as f64;
 
     // Backwards: ∂ℓ/∂a_l, of the last layer to begin with.
     let mut by_output = passes[passes.len() - 1].output.f_sub(targets)?.f_mul_scalar(scale)?;

@@ -91,7 +91,7 @@ fn check(network: &Network, theta: &Tensor) -> Result<(), HessianError> {
 }
 
 /// Of a dense network under the mean squared error, in so many examples at once.
-pub(crate) fn closed_form(
+fn closed_form(
     length: i64,
     network: &Network,
     layers: &[DenseLayer],
@@ -103,16 +103,14 @@ pub(crate) fn closed_form(
     // Shapes first, for an error that can be read.
     let (x, targets) = examples.part(0, 1)?;
     let _ = Loss::MeanSquaredError.mean(&network.predict(&theta, &x)?, &targets)?;
-    let sum = over_chunks(length, &examples, |part| {
-        let count = part.count() as f64;
-        dense_hessian::sum(layers, &theta, &part.inputs()?.f_flatten(1, -1)?, part.targets(), 1. / count)
-            .map_err(HessianError::from)
+    let mean = over_chunks::<HessianError>(length, &examples, |part| {
+        Ok(dense_hessian::mean(layers, &theta, &part.inputs()?.f_flatten(1, -1)?, part.targets())?)
     })?;
-    symmetric(&sum.f_to_device(Device::Cpu)?)
+    symmetric(&mean.f_to_device(Device::Cpu)?)
 }
 
 /// In so many rows and examples at once.
-pub(crate) fn hessian_by(
+fn hessian_by(
     [rows, length]: [i64; 2],
     network: &Network,
     theta: &Tensor,

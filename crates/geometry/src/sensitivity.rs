@@ -135,8 +135,8 @@ pub struct InputNorms {
     pub jacobian: JacobianNorms,
 }
 
-/// [`input_gradient_norms`] of the cross-entropy and [`jacobian_norms`] together: where our own kernels have the logits' Jacobian J `[C, D]`, in one
-/// pass, all are forms in its Gram matrix `G = J Jᵀ`, taken in f64:
+/// [`input_gradient_norms`] of the cross-entropy and [`jacobian_norms`] together, θ `[P]`. Where our own kernels have the logits' Jacobian J
+/// `[C, D]` in one pass, all are forms in its Gram matrix `G = J Jᵀ`, taken in f64:
 ///
 /// `‖J‖² = tr G`, `‖(diag p - p pᵀ) J‖² = tr(S G S)` with `S = diag p - p pᵀ`, and `‖∂ℓ/∂x‖² = (p - e_y)ᵀ G (p - e_y)`.
 ///

@@ -107,7 +107,7 @@ pub fn train_all(
     trials: &[Trial],
 ) -> Result<Vec<Trained>> {
     let stacks = if run.device.device == Device::Cpu {
-        // Grouped convolutions are three times slower there than one model after the other.
+        // A model alone keeps a core busy there, and groups of convolutions are slower than one model after the other.
         (0..trials.len()).map(|index| vec![index]).collect()
     } else {
         stacks(images, trials, |alike| {

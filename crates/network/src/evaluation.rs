@@ -1,7 +1,7 @@
 //! Loss and accuracy over all examples.
 
 use crate::{Examples, Loss, Network, NetworkError, Result};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Loss and accuracy over a whole split.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,7 +22,7 @@ const DEVICE_CHUNK_BYTES: i64 = 1 << 30;
 ///
 /// On a CPU, the chunks are shared out to as many threads as libtorch is set to (`tch::set_num_threads`, of the calling
 /// thread), each computing alone; sums are added in the chunks' order, so that the numbers do not depend on the threads. On an
-/// accelerator, sums stay on the device and are read at the end.
+/// accelerator, a chunk is so large that reading its sums is no cost.
 ///
 /// # Errors
 /// [`crate::NetworkError::Shape`] when θ or the examples do not fit the network.
@@ -58,38 +58,13 @@ pub fn evaluate_many(
     let bytes = network.widest() * theta.kind().elt_size_in_bytes() as i64;
     let chunk = (budget / bytes).clamp(1, examples.count());
     let starts: Vec<i64> = (0..examples.count()).step_by(chunk as usize).collect();
-    if !on_cpu {
+    let sums_of = |theta: &Tensor, examples: &Examples, starts: &[i64]| -> Result<Vec<Vec<Sums>>> {
         let thetas = theta.f_unbind(0)?;
-        let mut totals: Vec<Sums> = Vec::new();
-        for &start in &starts {
-            let sums = chunk_sums(network, &thetas, examples, loss, start, chunk)?;
-            if totals.is_empty() {
-                totals = sums;
-                continue;
-            }
-            for ((total, hits), (loss, correct)) in totals.iter_mut().zip(sums) {
-                let _ = total.f_add_(&loss)?;
-                if let (Some(hits), Some(correct)) = (hits, correct) {
-                    let _ = hits.f_add_(&correct)?;
-                }
-            }
-        }
-        let numbers = totals.iter().map(Numbers::read).collect::<Result<Vec<_>>>()?;
-        return Ok(numbers.iter().map(|numbers| numbers.mean(examples)).collect());
-    }
-
-    let numbers_of = |theta: &Tensor, examples: &Examples, starts: &[i64]| -> Result<Vec<Vec<Numbers>>> {
-        let thetas = theta.f_unbind(0)?;
-        let of_chunk = |&start: &i64| -> Result<Vec<Numbers>> {
-            // Read at once: small tensors that stay would take places in the holes that large ones leave, and these
-            // would not fit there again; the heap would grow with every chunk.
-            let sums = chunk_sums(network, &thetas, examples, loss, start, chunk)?;
-            sums.iter().map(Numbers::read).collect()
-        };
-        starts.iter().map(of_chunk).collect()
+        starts.iter().map(|&start| chunk_sums(network, &thetas, examples, loss, start, chunk)).collect()
     };
-    let threads = tch::get_num_threads().clamp(1, i32::try_from(starts.len()).unwrap_or(i32::MAX)) as usize;
-    let chunks: Vec<Vec<Numbers>> = if threads > 1 {
+    let threads = if on_cpu { tch::get_num_threads() } else { 1 };
+    let threads = threads.clamp(1, i32::try_from(starts.len()).unwrap_or(i32::MAX)) as usize;
+    let chunks: Vec<Vec<Sums>> = if threads > 1 {
         // Tensors are handles that threads cannot share, so each gets its own.
         let handles: Vec<(Tensor, Examples)> =
             (0..threads).map(|_| (theta.shallow_clone(), examples.share())).collect();
@@ -101,7 +76,7 @@ pub fn evaluate_many(
                 .map(|((theta, examples), starts)| {
                     scope.spawn(move || {
                         tch::set_num_threads(1);
-                        numbers_of(&theta, &examples, starts)
+                        sums_of(&theta, &examples, starts)
                     })
                 })
                 .collect();
@@ -115,31 +90,23 @@ pub fn evaluate_many(
         }
         chunks
     } else {
-        numbers_of(theta, examples, &starts)?
+        sums_of(theta, examples, &starts)?
     };
     let of_model = |model: usize| {
         let all = chunks.iter().map(|chunk| chunk[model]);
-        all.reduce(Numbers::plus).map(|numbers| numbers.mean(examples))
+        all.reduce(Sums::plus).map(|sums| sums.mean(examples))
     };
     Ok((0..models as usize).filter_map(of_model).collect())
 }
 
-/// Summed loss (f64) and hits of a chunk, still on the device.
-type Sums = (Tensor, Option<Tensor>);
-
-/// The same on the host.
+/// Summed loss and hits of a chunk.
 #[derive(Clone, Copy)]
-struct Numbers {
+struct Sums {
     loss: f64,
     hits: Option<i64>,
 }
 
-impl Numbers {
-    fn read((loss, hits): &Sums) -> Result<Self> {
-        let hits = hits.as_ref().map(|hits| hits.f_int64_value(&[])).transpose()?;
-        Ok(Self { loss: loss.f_double_value(&[])?, hits })
-    }
-
+impl Sums {
     fn plus(self, other: Self) -> Self {
         Self { loss: self.loss + other.loss, hits: self.hits.zip(other.hits).map(|(a, b)| a + b) }
     }
@@ -150,7 +117,8 @@ impl Numbers {
     }
 }
 
-/// Of each model.
+/// Of each model. Numbers at once, not tensors: on a CPU, small tensors that stay would take places in the holes that large ones leave, these
+/// would not fit there again, and the heap would grow with every chunk.
 fn chunk_sums(
     network: &Network,
     thetas: &[Tensor],
@@ -164,8 +132,9 @@ fn chunk_sums(
     let (x, targets) = examples.part(start, length)?;
     let sums = thetas.iter().map(|theta| {
         let outputs = network.predict(theta, &x)?;
-        let sum = loss.mean(&outputs, &targets)?.f_to_kind(Kind::Double)?.f_mul_scalar_(length as f64)?;
-        Ok((sum, loss.correct(&outputs, &targets)?))
+        let mean = loss.mean(&outputs, &targets)?.f_double_value(&[])?;
+        let hits = loss.correct(&outputs, &targets)?.map(|hits| hits.f_int64_value(&[])).transpose()?;
+        Ok(Sums { loss: mean * length as f64, hits })
     });
     sums.collect()
 }

@@ -1,12 +1,13 @@
 //! Dense layers with ReLU between them under cross-entropy, on a CPU: forwards and backwards by hand.
 //!
-//! The products are libtorch's. What is saved is a graph of dozens of small operators: softmax, loss, hits and their gradient are one pass over the logits, and gradients are written where they belong.
+//! The products are libtorch's. What is saved is a graph of dozens of small operators: softmax, loss, hits and their gradient are one
+//! pass over the logits, and gradients are written where they belong.
 //!
 //! With `p = softmax(z)`, the gradient of the mean loss of B examples by the logits is `(p - onehot(y)) / B`; behind a dense layer
 //! `z = a Wᵀ + b` it is `gᵀ a` by W, `Σ g` by b and `g W` by a. The same numbers as autograd's, but for the order of sums: tested below.
 
 use crate::network::Step;
-use crate::slices::{slice, slice_mut};
+use crate::slices::{is_plain, slice, slice_mut};
 use crate::{Loss, Network, NetworkError, Result};
 use tch::{Device, Kind, Tensor};
 
@@ -33,11 +34,9 @@ pub struct HeadGradient {
 impl Head {
     /// These last steps of a network, if they can be done by hand.
     pub fn of(steps: &[Step], theta: &Tensor, input: &Tensor, targets: &Tensor, loss: Loss) -> Option<Self> {
-        let on_cpu = |t: &Tensor| t.device() == Device::Cpu && t.is_contiguous();
         let fits = loss == Loss::CrossEntropy
-            && [theta, input].into_iter().all(|t| on_cpu(t) && t.kind() == Kind::Float)
-            && on_cpu(targets)
-            && targets.kind() == Kind::Int64
+            && [theta, input].into_iter().all(is_plain::<f32>)
+            && is_plain::<i64>(targets)
             && targets.dim() == 1
             && input.dim() >= 2
             && targets.size()[0] == input.size()[0];

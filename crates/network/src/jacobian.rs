@@ -14,8 +14,9 @@ use tch::{Device, Kind, Tensor};
 /// Numbers that go side by side: a vector of f32.
 const LANES: i64 = 16;
 
-/// `∂f(x_i) / ∂x_i` of each of the inputs `[B, C, H, W]`, as `[B, C H W, outputs]`, for θ `[P]`; `None` where this way does not fit: other layers than
-/// unpadded convolutions, each with ReLU and 2x2 pooling, and then dense layers with ReLU; over 16 outputs; not f32 on a CPU with AVX-512.
+/// `∂f(x_i) / ∂x_i` of each of the inputs `[B, C, H, W]`, as `[B, C H W, outputs]`, for θ `[P]`; `None` where this way does not fit: other
+/// layers than unpadded convolutions, each with ReLU and 2x2 pooling, and then dense layers with ReLU; over 16 outputs; not f32 on a CPU
+/// with AVX-512.
 ///
 /// # Errors
 /// [`crate::NetworkError::Shape`] when θ or x do not fit.
@@ -46,6 +47,9 @@ pub fn input_jacobians(network: &Network, theta: &Tensor, x: &Tensor) -> Result<
         y = pooled;
         steps = rest;
     }
+    if blocks.is_empty() {
+        return Ok(None);
+    }
     let (mut dense, mut open) = (Vec::new(), Vec::new());
     let mut activation = y.f_flatten(1, -1)?;
     while let [Step::Dense { weight }, rest @ ..] = steps {
@@ -57,7 +61,7 @@ pub fn input_jacobians(network: &Network, theta: &Tensor, x: &Tensor) -> Result<
             steps = rest;
         }
     }
-    if blocks.is_empty() || !steps.is_empty() || dense.len() != open.len() + 1 {
+    if !steps.is_empty() || dense.len() != open.len() + 1 {
         return Ok(None);
     }
 

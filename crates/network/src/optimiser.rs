@@ -295,15 +295,14 @@ fn by_operators(
 /// (MKL) does not round rightly at times and this does, and Adam's division by √(1 - β₂ᵗ), a product with its inverse here. Tested below.
 mod one_pass {
     use super::{Optimiser, OptimiserSettings};
-    use crate::slices::{slice, slice_mut};
+    use crate::slices::{is_plain, slice, slice_mut};
     use crate::{Result, block};
-    use tch::{Device, Kind, Tensor};
+    use tch::Tensor;
 
     /// Whether it could be done: everything must be f32 and contiguous, on a CPU with AVX-512.
     pub fn step(optimiser: &mut Optimiser, theta: &mut Tensor, gradient: &Tensor) -> Result<bool> {
-        let plain = |t: &Tensor| t.device() == Device::Cpu && t.kind() == Kind::Float && t.is_contiguous();
-        if !block::available() || ![&*theta, gradient].into_iter().chain(optimiser.state.values()).all(plain)
-        {
+        let all = || [&*theta, gradient].into_iter().chain(optimiser.state.values());
+        if !block::available() || !all().all(is_plain::<f32>) {
             return Ok(false);
         }
         // A handle onto θ's own numbers is no gradient that this can read while it writes.

@@ -3,8 +3,13 @@
 use tch::kind::Element;
 use tch::{Device, Tensor};
 
+/// Whether a tensor is what the functions below take: contiguous, of kind T, on the CPU.
+pub fn is_plain<T: Element>(tensor: &Tensor) -> bool {
+    tensor.is_contiguous() && tensor.kind() == T::KIND && tensor.device() == Device::Cpu
+}
+
 fn check<T: Element>(tensor: &Tensor) {
-    assert!(tensor.is_contiguous() && tensor.kind() == T::KIND && tensor.device() == Device::Cpu);
+    assert!(is_plain::<T>(tensor), "callers ask first");
 }
 
 /// The numbers of a contiguous tensor of kind T on the CPU.

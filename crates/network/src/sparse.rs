@@ -7,7 +7,7 @@
 //! The same numbers as the plain operators, but for the order of sums: tested below. Weights or gradients that are not finite are not
 //! seen where all that they are multiplied with is 0: a network that has diverged stays so, but not with NaN in every weight.
 
-use crate::slices::{slice, slice_mut};
+use crate::slices::{is_plain, slice, slice_mut};
 use crate::{Result, block};
 use tch::{Device, Kind, Tensor};
 
@@ -32,10 +32,9 @@ pub struct NonzeroBlocks {
 impl NonzeroBlocks {
     /// Of inputs `[B, F]`, if leaving out zero blocks pays for a layer with these weights `[O, F]`.
     pub fn of(x: &Tensor, weight: &Tensor) -> Option<Self> {
-        let on_cpu = |t: &Tensor| t.device() == Device::Cpu && t.kind() == Kind::Float && t.is_contiguous();
         let fits = block::available()
-            && on_cpu(x)
-            && on_cpu(weight)
+            && is_plain::<f32>(x)
+            && is_plain::<f32>(weight)
             && x.dim() == 2
             && weight.dim() == 2
             && x.numel() > 0
@@ -119,6 +118,15 @@ mod kernels {
     /// Outputs at a time: their weights for one image stay in the first-level cache, and no sum waits for another.
     const TILE: usize = 8;
 
+    /// How many of the outputs that are left come next.
+    fn units(left: usize) -> usize {
+        match left {
+            TILE.. => TILE,
+            4.. => 4,
+            _ => 1,
+        }
+    }
+
     /// A block of pixels, weights or gradients.
     ///
     /// # Safety
@@ -167,11 +175,7 @@ mod kernels {
         for (part, (x, y)) in parts.enumerate() {
             let mut output = 0;
             while output < outputs {
-                let units = match outputs - output {
-                    TILE.. => TILE,
-                    4.. => 4,
-                    _ => 1,
-                };
+                let units = units(outputs - output);
                 let weight = &weight[output * features..(output + units) * features];
                 let bias = &bias[output..output + units];
                 let images = x.chunks_exact(features).zip(y.chunks_exact_mut(outputs));
@@ -252,11 +256,7 @@ mod kernels {
         let (images, starts) = images_by_block(blocks, features);
         let mut output = 0;
         while output < outputs {
-            let units = match outputs - output {
-                TILE.. => TILE,
-                4.. => 4,
-                _ => 1,
-            };
+            let units = units(outputs - output);
             let dw = &mut dw[output * features..(output + units) * features];
             for (block, range) in starts.windows(2).enumerate() {
                 let (images, at) = (&images[range[0]..range[1]], block * BLOCK);
