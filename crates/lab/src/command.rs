@@ -3,13 +3,15 @@
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 use std::path::PathBuf;
 
-/// A flag of one experiment alone: what it is given, once or more often, becomes the list under `key` in the settings.
+/// A flag of one experiment alone, for one key of its settings.
 #[derive(Debug, Clone, Copy)]
 pub struct Flag {
     /// Without the dashes.
     pub name: &'static str,
     /// The key in the settings.
     pub key: &'static str,
+    /// Whether it may be repeated: the key's value is then the list of what it was given.
+    pub many: bool,
     /// What stands for its value in `--help`.
     pub value_name: &'static str,
     /// What it does.
@@ -94,7 +96,8 @@ impl Arguments {
     pub fn command_with(flags: &[Flag]) -> Command {
         flags.iter().fold(Self::command(), |command, flag| {
             let own = Arg::new(flag.name).long(flag.name).value_name(flag.value_name).help(flag.help);
-            command.arg(own.action(ArgAction::Append).allow_hyphen_values(true))
+            let action = if flag.many { ArgAction::Append } else { ArgAction::Set };
+            command.arg(own.action(action).allow_hyphen_values(true))
         })
     }
 

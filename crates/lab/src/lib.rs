@@ -14,6 +14,7 @@ mod progress;
 mod run;
 mod settings;
 mod stacks;
+mod subject;
 mod summary;
 mod trial;
 

@@ -105,10 +105,11 @@ fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> 
         layers.push((layer, source_name));
     }
     for (own, values) in &arguments.own {
-        layers.push((
-            Table::from_iter([(own.key.to_owned(), values.clone().into())]),
-            format!("--{}", own.name),
-        ));
+        let value = match values.as_slice() {
+            [one] if !own.many => one.clone().into(),
+            _ => values.clone().into(),
+        };
+        layers.push((Table::from_iter([(own.key.to_owned(), value)]), format!("--{}", own.name)));
     }
     let mut flag = |key: &str, value: Option<toml::Value>| {
         if let Some(value) = value {

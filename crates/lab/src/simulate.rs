@@ -92,6 +92,7 @@ impl Experiment for Simulate {
     const FLAGS: &'static [Flag] = &[Flag {
         name: "function",
         key: "targets",
+        many: true,
         value_name: "EXPR",
         help: "Function of x to fit, for instance 'sin(3*x)+x^2', in place of the preset's; may be repeated",
     }];
