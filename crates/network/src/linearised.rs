@@ -124,12 +124,16 @@ impl Directions {
                         let lanes = |t: &Tensor, size: &[i64]| -> Result<Tensor> {
                             let room = [size, &[tangent::LANES]].concat();
                             let lanes = Tensor::f_zeros(room.as_slice(), (t.kind(), t.device()))?;
-                            let last = t.f_reshape([&[count], size].concat().as_slice())?.f_movedim_int(0, -1)?;
+                            let last =
+                                t.f_reshape([&[count], size].concat().as_slice())?.f_movedim_int(0, -1)?;
                             lanes.f_narrow(-1, 0, count)?.f_copy_(&last)?;
                             Ok(lanes)
                         };
                         let taps = parameters[weight].count() / outputs;
-                        Direction::Lanes { weight: lanes(&w, &[outputs, taps])?, bias: lanes(&b, &[outputs])? }
+                        Direction::Lanes {
+                            weight: lanes(&w, &[outputs, taps])?,
+                            bias: lanes(&b, &[outputs])?,
+                        }
                     });
                 }
                 Step::Dense { weight } => {
@@ -168,7 +172,10 @@ impl Directions {
                 bias: bias.shallow_clone(),
             },
         };
-        Self { count: self.count, layers: self.layers.iter().map(|layer| layer.as_ref().map(share)).collect() }
+        Self {
+            count: self.count,
+            layers: self.layers.iter().map(|layer| layer.as_ref().map(share)).collect(),
+        }
     }
 }
 
@@ -199,7 +206,10 @@ impl Products {
                     } else {
                         let taps = parameters[weight].count() / shape[0];
                         let lanes = tangent::LANES;
-                        Direction::Lanes { weight: zeros(&[shape[0], taps, lanes])?, bias: zeros(&[shape[0], lanes])? }
+                        Direction::Lanes {
+                            weight: zeros(&[shape[0], taps, lanes])?,
+                            bias: zeros(&[shape[0], lanes])?,
+                        }
                     });
                 }
                 Step::Dense { weight } => {
@@ -296,12 +306,18 @@ impl Linearised {
         let mut steps = network.steps();
         let mut y = x.f_to_kind(theta.kind())?;
         let mut blocks = Vec::new();
-        while let [Step::Convolution { weight, padding: 0 }, Step::MaxPool { size: 2, rectified }, rest @ ..] = steps {
+        while let [
+            Step::Convolution { weight, padding: 0 },
+            Step::MaxPool { size: 2, rectified },
+            rest @ ..,
+        ] = steps
+        {
             let weight = *weight;
             if !block::fits(&y, &parameters[weight]) {
                 return Ok(None);
             }
-            let (pooled, saved) = block::forward(&y, &parameters[weight], &parameters[weight + 1], 0, *rectified)?;
+            let (pooled, saved) =
+                block::forward(&y, &parameters[weight], &parameters[weight + 1], 0, *rectified)?;
             debug_assert!(tangent::fits(&saved));
             blocks.push(Block { weight, saved, gradient: None });
             y = pooled;
@@ -365,7 +381,8 @@ impl Linearised {
         for (index, stage) in self.stages.iter_mut().enumerate().rev() {
             match stage {
                 Stage::Dense { weight, gradient, .. } => {
-                    let back = if bottom && index == 0 { None } else { Some(g.f_mm(&self.parameters[*weight])?) };
+                    let back =
+                        if bottom && index == 0 { None } else { Some(g.f_mm(&self.parameters[*weight])?) };
                     *gradient = Some(g);
                     let Some(back) = back else { return Ok(()) };
                     g = back;
@@ -403,7 +420,8 @@ impl Linearised {
             match *step {
                 Step::Convolution { weight, padding } => {
                     let of = &network.parameters()[weight].shape;
-                    shape = vec![of[0], shape[1] + 2 * padding - of[2] + 1, shape[2] + 2 * padding - of[2] + 1];
+                    shape =
+                        vec![of[0], shape[1] + 2 * padding - of[2] + 1, shape[2] + 2 * padding - of[2] + 1];
                 }
                 Step::MaxPool { size, .. } => {
                     shape = vec![shape[0], shape[1] / size, shape[2] / size];
@@ -421,13 +439,16 @@ impl Linearised {
 
     fn forward(&self, directions: &Directions) -> Result<Forward> {
         let count = directions.count;
-        let at = |weight: usize| directions.layers.get(weight).and_then(Option::as_ref).ok_or_else(other_network);
+        let at =
+            |weight: usize| directions.layers.get(weight).and_then(Option::as_ref).ok_or_else(other_network);
         let mut dx: Option<Tensor> = None;
         let mut of_blocks = Vec::with_capacity(self.blocks.len());
         for Block { weight, saved, .. } in &self.blocks {
             let w = &self.parameters[*weight];
             let dy = match at(*weight)? {
-                Direction::One { weight: dw, bias } => tangent::forward_one(saved, w, (dw, bias), dx.as_ref())?,
+                Direction::One { weight: dw, bias } => {
+                    tangent::forward_one(saved, w, (dw, bias), dx.as_ref())?
+                }
                 Direction::Lanes { weight: dw, bias } => tangent::forward(saved, w, (dw, bias), dx.as_ref())?,
                 Direction::Dense { .. } => return Err(other_network()),
             };
@@ -444,10 +465,14 @@ impl Linearised {
         for stage in &self.stages {
             match stage {
                 Stage::Dense { weight, input, .. } => {
-                    let Direction::Dense { rows, bias, .. } = at(*weight)? else { return Err(other_network()) };
+                    let Direction::Dense { rows, bias, .. } = at(*weight)? else {
+                        return Err(other_network());
+                    };
                     let w = &self.parameters[*weight];
                     let (outputs, inputs) = w.size2()?;
-                    let mut z = bias.f_addmm(input, &rows.f_transpose(0, 1)?)?.f_view([self.batch * count, outputs])?;
+                    let mut z = bias
+                        .f_addmm(input, &rows.f_transpose(0, 1)?)?
+                        .f_view([self.batch * count, outputs])?;
                     if let Some(t) = &t {
                         z = z.f_addmm_(&t.f_view([self.batch * count, inputs])?, &w.f_transpose(0, 1)?)?;
                     }
@@ -479,7 +504,12 @@ impl Linearised {
     }
 
     /// `Jᵀ u`, and with the directions and their forward pass what the backward pass itself changes along them.
-    fn backward(&self, by_outputs: Tensor, along: Option<(&Directions, &Forward)>, into: &Products) -> Result<()> {
+    fn backward(
+        &self,
+        by_outputs: Tensor,
+        along: Option<(&Directions, &Forward)>,
+        into: &Products,
+    ) -> Result<()> {
         let count = into.count;
         let rows = self.batch * count;
         let mut u = by_outputs;
@@ -500,7 +530,8 @@ impl Linearised {
                     if let Some(((_, forward), g)) = curved
                         && let Some(t) = &forward.stages[index]
                     {
-                        let _ = columns.f_addmm_(&g.f_transpose(0, 1)?, &t.f_view([self.batch, count * inputs])?)?;
+                        let _ = columns
+                            .f_addmm_(&g.f_transpose(0, 1)?, &t.f_view([self.batch, count * inputs])?)?;
                     }
                     if index == 0 && self.blocks.is_empty() {
                         return Ok(());
@@ -544,7 +575,9 @@ impl Linearised {
             if let (Some((directions, forward)), Some(gradient)) = (along, gradient) {
                 dx = forward.blocks[index].as_ref();
                 curved = match &directions.layers[*weight] {
-                    Some(Direction::One { weight, .. } | Direction::Lanes { weight, .. }) => Some((gradient, weight)),
+                    Some(Direction::One { weight, .. } | Direction::Lanes { weight, .. }) => {
+                        Some((gradient, weight))
+                    }
                     _ => return Err(other_network()),
                 };
             }
@@ -622,7 +655,14 @@ mod tests {
     }
 
     /// By differentiating a graph twice.
-    fn by_autograd(network: &Network, theta: &Tensor, x: &Tensor, targets: &Tensor, loss: Loss, v: &Tensor) -> Tensor {
+    fn by_autograd(
+        network: &Network,
+        theta: &Tensor,
+        x: &Tensor,
+        targets: &Tensor,
+        loss: Loss,
+        v: &Tensor,
+    ) -> Tensor {
         let rows: Vec<Tensor> = (0..v.size()[0])
             .map(|k| {
                 let leaf = theta.detach().set_requires_grad(true);
@@ -749,7 +789,8 @@ mod tests {
         let sums = Products::zeros(&network, 2, &theta).unwrap();
         for (start, length) in [(0, 3), (3, 6), (9, 1)] {
             let (x, targets) = (x.narrow(0, start, length), targets.narrow(0, start, length));
-            let piece = Linearised::of(&network, &theta, &x, &targets, Loss::CrossEntropy, 0.1).unwrap().unwrap();
+            let piece =
+                Linearised::of(&network, &theta, &x, &targets, Loss::CrossEntropy, 0.1).unwrap().unwrap();
             assert_eq!(piece.batch(), length);
             piece.add_products(Curvature::Hessian, &directions.share(), &sums).unwrap();
         }

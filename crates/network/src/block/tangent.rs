@@ -92,9 +92,16 @@ pub fn backward_one(
     let part = |gradient: &Tensor, x: &Tensor, weight: &Tensor| -> Result<[Option<Tensor>; 3]> {
         let shape = Shape::of(x, weight);
         let open = kernels::Open::list(&saved.winners, slice(gradient), shape);
-        let (dw, db) = (weight.f_empty_like()?, Tensor::f_zeros([shape.outputs as i64], (Kind::Float, Device::Cpu))?);
+        let (dw, db) =
+            (weight.f_empty_like()?, Tensor::f_zeros([shape.outputs as i64], (Kind::Float, Device::Cpu))?);
         // SAFETY: both were just made.
-        kernels::weight_gradient(&open, slice(x), unsafe { slice_mut(&dw) }, unsafe { slice_mut(&db) }, shape);
+        kernels::weight_gradient(
+            &open,
+            slice(x),
+            unsafe { slice_mut(&dw) },
+            unsafe { slice_mut(&db) },
+            shape,
+        );
         let into_x = with_x.then(|| x.f_empty_like()).transpose()?;
         if let Some(into_x) = &into_x {
             // SAFETY: just made.
@@ -174,7 +181,14 @@ mod patches {
     #![allow(clippy::too_many_arguments)]
     use super::Shape;
 
-    pub fn dot(_: &[u8], _: (&[f32], &[f32]), _: Option<(&[f32], &[f32])>, _: &[f32], _: &mut [f32], _: Shape) {
+    pub fn dot(
+        _: &[u8],
+        _: (&[f32], &[f32]),
+        _: Option<(&[f32], &[f32])>,
+        _: &[f32],
+        _: &mut [f32],
+        _: Shape,
+    ) {
         unreachable!()
     }
 
@@ -197,10 +211,10 @@ mod patches {
     use super::super::MAX_KERNEL;
     use super::{Shape, place};
     use std::arch::x86_64::{
-        __m512, _mm256_add_ps, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps,
-        _mm256_maskz_loadu_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32,
-        _mm_movehl_ps, _mm_shuffle_ps,
+        __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
+        _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_maskz_loadu_ps,
+        _mm256_setzero_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+        _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     const LANES: usize = super::LANES as usize;
@@ -284,7 +298,9 @@ mod patches {
         let Shape { batch, inputs, outputs, kernel, height, width } = shape;
         let (rows, columns) = shape.windows();
         assert!(winners.len() == batch * outputs * rows * columns && kernel <= MAX_KERNEL);
-        assert!(x.len() == batch * inputs * height * width && weight.len() == outputs * inputs * kernel * kernel);
+        assert!(
+            x.len() == batch * inputs * height * width && weight.len() == outputs * inputs * kernel * kernel
+        );
         assert!(dx.is_none_or(|dx| dx.len() == x.len() * LANES));
     }
 
