@@ -115,8 +115,7 @@ const TOGETHER: i64 = 16;
 
 /// H or G of the mean loss over all examples at θ `[P]`, f32 or f64.
 ///
-/// On a CPU it has as many threads as libtorch is set to when it is made (`tch::set_num_threads`), each computing alone, until it is
-/// dropped.
+/// On a CPU it has threads of its own, each computing alone, until it is dropped.
 #[derive(Debug)]
 pub struct CurvatureOperator {
     network: Network,
@@ -141,7 +140,8 @@ struct Worker {
 }
 
 impl CurvatureOperator {
-    /// The curvature of the mean loss over `examples` at `theta` `[P]`. Which of the two matrices is said with every product.
+    /// The curvature of the mean loss over `examples` at `theta` `[P]`, with as many threads as libtorch is set to (`tch::set_num_threads`, of
+    /// the calling thread). Which of the two matrices is said with every product.
     ///
     /// # Errors
     /// [`CurvatureError::Network`] when θ or the examples do not fit the network, [`CurvatureError::NotFinite`] for a θ that is not.
@@ -150,6 +150,20 @@ impl CurvatureOperator {
         theta: &Tensor,
         examples: &Examples,
         loss: Loss,
+    ) -> Result<Self, CurvatureError> {
+        Self::with_threads(network, theta, examples, loss, tch::get_num_threads().max(1) as usize)
+    }
+
+    /// The same with so many threads.
+    ///
+    /// # Errors
+    /// As [`CurvatureOperator::new`].
+    pub fn with_threads(
+        network: &Network,
+        theta: &Tensor,
+        examples: &Examples,
+        loss: Loss,
+        threads: usize,
     ) -> Result<Self, CurvatureError> {
         let count = network.count();
         if theta.size() != [count] {
@@ -177,7 +191,7 @@ impl CurvatureOperator {
         let starts: Vec<i64> = (0..examples.count()).step_by(piece as usize).collect();
         let groups = starts.len().min(GROUPS);
         let keeps = fits && Linearised::bytes(network, theta.kind()) * examples.count() <= KEPT_BYTES;
-        let threads = if on_cpu { tch::get_num_threads().max(1) as usize } else { 1 }.min(groups);
+        let threads = if on_cpu { threads.max(1) } else { 1 }.min(groups);
         let workers = (0..threads)
             .map(|worker| {
                 let mine = (worker..groups).step_by(threads).map(|group| {

@@ -140,7 +140,8 @@ pub fn hutch_plus_plus(
 }
 
 /// XTrace with `products` products, half of them for the sketch. The standard error is the spread of the estimates over the square root of their
-/// number (Epperly et al., section 1.3: they are exchangeable and nearly independent).
+/// number (Epperly et al., section 1.3: they are exchangeable). They share a sketch, so it is a little too small: two of it held the truth in 86 to
+/// 96 of 100 seeds in our tests.
 ///
 /// # Errors
 /// [`CurvatureError::Count`] for fewer than 4 products, and those of the products.

@@ -26,6 +26,7 @@ pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
 pub mod simulate;
+pub mod spectrum;
 pub mod trajectory;
 
 pub use experiment::{Ending, Entry, Experiment, main};
@@ -41,4 +42,5 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),
     Entry::of::<sensitivity::Sensitivity>(),
+    Entry::of::<spectrum::Spectrum>(),
 ];
