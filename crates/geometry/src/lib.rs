@@ -5,6 +5,7 @@ mod dense_hessian;
 mod hessian;
 mod line;
 mod sensitivity;
+mod sharpness;
 
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
 pub use hessian::{HessianError, eigenvalues, hessian};
@@ -12,4 +13,8 @@ pub use line::{AlphaGrid, GridError, barrier, interpolate};
 pub use sensitivity::{
     InputNorms, JacobianNorms, frobenius_of_mean, input_gradient_norms, input_norms, jacobian_norms,
     parameter_gradient_norm,
+};
+pub use sharpness::{
+    Ascent, AverageCase, Objective, Scale, WorstCase, average_case, keskar, keskar_in_subspace, rescaled,
+    worst_case,
 };
