@@ -25,6 +25,7 @@ pub mod gradient_norm;
 pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
+pub mod sharpness;
 pub mod simulate;
 pub mod trajectory;
 
@@ -41,4 +42,5 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),
     Entry::of::<sensitivity::Sensitivity>(),
+    Entry::of::<sharpness::Sharpness>(),
 ];
