@@ -31,6 +31,8 @@ const SMALL: &[&str] = &[
     "keskar.dimension=7",
     "--set",
     "examples=150",
+    "--set",
+    "rescale=50.0",
 ];
 
 const GRID: &[&str] = &["--seeds", "2", "--set", "lrs=[0.01,0.05]", "--set", "batches=[100,20]"];
@@ -144,11 +146,13 @@ fn what_cannot_be_measured_is_refused_at_once() {
         (&["--set", "keskar.dimension=100000"], 2, "keskar.dimension must lie between 1 and the 9614"),
         (&["--set", "pairs=1"], 2, "pairs must be at least 2"),
         (&["--set", "steps=0"], 2, "steps must be at least 1"),
-        (&["--set", "network=resnet"], 2, "network must be lenet or widths"),
         (&["--weights", "nowhere.safetensors"], 1, "cannot read the weights nowhere.safetensors"),
     ] {
         let small: Vec<&str> = SMALL.iter().copied().filter(|word| *word != "--quiet").collect();
-        let said = complaint(out.command(&[&small, arguments]), code);
+        let said = complaint(out.command(&[&small, GRID, arguments]), code);
         assert!(said.contains(expected), "{said}");
     }
+    let said = complaint(out.command(&[&["--network", "resnet"]]), 2);
+    assert!(said.contains("network must be lenet or widths"), "{said}");
+    assert!(out.runs().iter().all(|run| !run.join("weights").exists()));
 }
