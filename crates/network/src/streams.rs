@@ -17,6 +17,8 @@ pub enum Purpose {
     Corruption = 2,
     /// Where to look around θ: noise on the weights, random directions and starts.
     Perturbation = 3,
+    /// Vectors that a matrix is probed with.
+    Probe = 16,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.
