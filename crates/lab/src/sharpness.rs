@@ -1,7 +1,7 @@
 //! Flatness against generalisation, part 3: sharpness itself, by the field's measures.
 //!
 //! A network is trained over a grid of batch sizes and learning rates, for the same number of epochs. Of each model: Keskar's sharpness, the
-//! worst and the average case around θ, plain and adaptive, next to the generalisation gap; and which measure ranks the models as their
+//! worst and the average case around θ, plain and adaptive, the Hessian's largest eigenvalue and trace, next to the generalisation gap; and which measure ranks the models as their
 //! gaps do. One model a seed is also written with other weights, which leaves the function as it is (Dinh et al. 2017).
 //! `flatland_geometry` has the formulas.
 
@@ -18,7 +18,8 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
 use flatland_geometry::{
-    Ascent, Objective, Scale, average_case, keskar, keskar_in_subspace, rescaled, worst_case,
+    Ascent, Curvature, CurvatureError, CurvatureOperator, EigenSettings, Objective, Scale, average_case,
+    eigenpairs, hutch_plus_plus, keskar, keskar_in_subspace, rescaled, worst_case,
 };
 use flatland_network::snapshot::to_safetensors;
 use flatland_network::{Examples, Loss, Network, OptimiserSettings, Training};
@@ -55,7 +56,17 @@ pub struct Settings {
     pub unit: Lengths,
     pub elementwise: Lengths,
     pub filter: Lengths,
+    pub hessian: Hessian,
     pub images: ImageSettings,
+}
+
+/// How well the Hessian's largest eigenvalue and its trace are found.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Hessian {
+    pub tolerance: f64,
+    pub products: usize,
 }
 
 /// Keskar's box.
@@ -109,9 +120,11 @@ const FILTER_STEP: Measure = Measure::new("one_step_filter", "nat", "ASAM's step
 const AVERAGE: Measure = Measure::new("average_unit", "nat", "average case");
 const AVERAGE_ELEMENTWISE: Measure = Measure::new("average_elementwise", "nat", "average case, adaptive");
 const AVERAGE_FILTER: Measure = Measure::new("average_filter", "nat", "average case, adaptive by filter");
+const LAMBDA: Measure = Measure::new("hessian_lambda_max", "nat/weight unit²", "λmax of the Hessian");
+const TRACE: Measure = Measure::new("hessian_trace", "nat/weight unit²", "trace of the Hessian");
 
 /// All of them, in the tables' order.
-const MEASURES: [Measure; 11] = [
+const MEASURES: [Measure; 13] = [
     KESKAR,
     SUBSPACE,
     BALL,
@@ -123,6 +136,8 @@ const MEASURES: [Measure; 11] = [
     AVERAGE,
     AVERAGE_ELEMENTWISE,
     AVERAGE_FILTER,
+    LAMBDA,
+    TRACE,
 ];
 
 /// What gives some of the measures in one go.
@@ -132,9 +147,10 @@ enum Estimator {
     Subspace,
     Worst(Scale),
     Average(Scale),
+    Hessian,
 }
 
-const ESTIMATORS: [Estimator; 8] = [
+const ESTIMATORS: [Estimator; 9] = [
     Estimator::Keskar,
     Estimator::Subspace,
     Estimator::Worst(Scale::Unit),
@@ -143,6 +159,7 @@ const ESTIMATORS: [Estimator; 8] = [
     Estimator::Average(Scale::Unit),
     Estimator::Average(Scale::Elementwise),
     Estimator::Average(Scale::Filter),
+    Estimator::Hessian,
 ];
 
 /// The streams of a seed: the same for all its models, which are thus compared in the same directions and under the same noise.
@@ -224,7 +241,8 @@ pub struct Sharpness;
 impl Experiment for Sharpness {
     const NAME: &'static str = "sharpness";
     const ABOUT: &'static str = "Are minima found with large batches sharper, and does sharpness tell how they generalise? \
-        Keskar's, worst-case and average-case sharpness, plain and adaptive, over batch sizes and learning rates.";
+        Keskar's, worst-case and average-case sharpness, plain and adaptive, and the Hessian, over batch sizes and \
+        learning rates.";
     const EXAMPLES: &'static str = "Examples:
   sharpness --preset quick --dataset digits            no files needed
   sharpness --set batches=[50,5000] --set lrs=[0.01]   another grid
@@ -244,6 +262,12 @@ impl Experiment for Sharpness {
         }
         ensure!(settings.steps > 0, "steps must be at least 1, found 0");
         ensure!(settings.pairs > 1, "pairs must be at least 2, found {}", settings.pairs);
+        let Hessian { tolerance, products } = settings.hessian;
+        ensure!(
+            tolerance > 0. && tolerance < 1.,
+            "hessian.tolerance must lie between 0 and 1, found {tolerance}"
+        );
+        ensure!(products >= 6, "hessian.products must be at least 6, found {products}");
         let dimension = settings.keskar.dimension;
         ensure!(
             (1..=network.count()).contains(&dimension),
@@ -486,7 +510,7 @@ fn evaluate(run: &Run, network: &Network, images: &Images, thetas: &[Tensor]) ->
 impl Estimator {
     /// What its numbers depend on, beside θ, the examples and the seed.
     fn content(self, settings: &Settings) -> serde_json::Value {
-        let Settings { steps, restarts, pairs, keskar, .. } = settings;
+        let Settings { steps, restarts, pairs, keskar, hessian, .. } = settings;
         match self {
             Self::Keskar => serde_json::json!(["box", keskar.epsilon, steps, restarts]),
             Self::Subspace => {
@@ -499,6 +523,7 @@ impl Estimator {
             Self::Average(scale) => {
                 serde_json::json!(["average", scale.to_string(), settings.lengths(scale).sigma, pairs])
             }
+            Self::Hessian => serde_json::json!(["hessian", hessian.tolerance, hessian.products]),
         }
     }
 
@@ -506,6 +531,7 @@ impl Estimator {
     fn numbers(
         self,
         settings: &Settings,
+        run: &Run,
         objective: &Objective,
         theta: &Tensor,
         seed: u64,
@@ -538,11 +564,53 @@ impl Estimator {
                 };
                 vec![(measure, vec![found.rise, found.standard_error])]
             }
+            Self::Hessian => {
+                let (lambda, trace) = curvature(settings.hessian, run, objective, theta, seed)?;
+                vec![(LAMBDA, vec![lambda]), (TRACE, trace)]
+            }
         };
         let numbers = values
             .into_iter()
             .map(|(measure, values)| Ok((measure.name.to_owned(), Tensor::f_from_slice(&values)?)));
         numbers.collect()
+    }
+}
+
+/// Vectors in a block of Lanczos' method, for one eigenvalue.
+const BLOCK: usize = 2;
+/// It converges long before.
+const MOST_PRODUCTS: usize = 1000;
+
+/// λmax, and the trace with its standard error; NaN where θ, the loss or its derivatives are not finite.
+fn curvature(
+    settings: Hessian,
+    run: &Run,
+    objective: &Objective,
+    theta: &Tensor,
+    seed: u64,
+) -> Result<(f64, Vec<f64>)> {
+    let Objective { network, examples, loss } = *objective;
+    let wanted = EigenSettings {
+        largest: 1,
+        smallest: 0,
+        tolerance: settings.tolerance,
+        block: BLOCK,
+        products: MOST_PRODUCTS,
+        seed,
+    };
+    let both = || -> Result<(f64, Vec<f64>), CurvatureError> {
+        let operator = CurvatureOperator::new(network, theta, examples, loss)?;
+        let hessian = operator.of(Curvature::Hessian);
+        let pairs = eigenpairs(&hessian, wanted, &|_| run.check_interrupted().is_ok())?;
+        let trace = hutch_plus_plus(&hessian, settings.products, seed)?.trace;
+        Ok((pairs.values[0], vec![trace.value, trace.standard_error]))
+    };
+    match both() {
+        Err(CurvatureError::NotFinite) => Ok((f64::NAN, vec![f64::NAN; 2])),
+        found => {
+            run.check_interrupted()?;
+            Ok(found?)
+        }
     }
 }
 
@@ -580,7 +648,7 @@ fn measure(
         });
         let numbers = run.kept(&content, || {
             let objective = Objective { network, examples, loss: Loss::CrossEntropy };
-            estimator.numbers(settings, &objective, &thetas[index], seeds[index])
+            estimator.numbers(settings, run, &objective, &thetas[index], seeds[index])
         })?;
         stage.advance(1, format!("model {} of {}: {what}", index + 1, thetas.len()));
         Ok(numbers)
@@ -768,8 +836,11 @@ fn training_figure(settings: &Settings, run: &Run, trained: &[Trained]) -> Figur
 
 impl Measure {
     fn axis(self) -> Axis {
-        let unit = if self.unit == "nat" { "rise of the loss (nats)" } else { "φ (%)" };
-        Axis::log10(unit)
+        Axis::log10(match self.unit {
+            "nat" => "rise of the loss (nats)",
+            "%" => "φ (%)",
+            _ => "nats per weight unit²",
+        })
     }
 }
 
