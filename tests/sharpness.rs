@@ -95,7 +95,8 @@ fn tables_hold_every_model_and_agree_with_each_other() {
 
     let claims: BTreeMap<String, String> =
         rows(&run, "claims.csv").into_iter().map(|row| (row["id"].clone(), row["seeds"].clone())).collect();
-    assert_eq!(claims.len(), 9);
+    // Four models a seed are too few for the claims of τ.
+    assert_eq!(claims.len(), 6);
     assert!(claims.values().all(|seeds| seeds == "2"));
     for figure in ["training", "sharpness", "loss_gap", "error_gap", "correlation"] {
         let svg = fs::read_to_string(run.join(format!("{figure}.svg"))).unwrap();
