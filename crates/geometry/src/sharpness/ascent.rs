@@ -7,7 +7,7 @@
 //!
 //! the next u is `p` itself, or, where L is not higher there, the projection of `u + η p` with η = 1, 1/4, 1/16, …: a step straight to p is the limit
 //! η → ∞ of the projected step. It never goes down in a convex L, since `L(p) ≥ L(u) + s·(p - u) ≥ L(u)`, and is then the generalized power
-//! method (Journée et al. 2010, "Generalized power method for sparse principal component analysis", section 2); in a ball around the minimum of
+//! method (Journée et al. 2010, "Generalized power method for sparse principal component analysis"); in a ball around the minimum of
 //! a quadratic it is the power method for λmax. SAM's one step is the first of it, from u = 0.
 //!
 //! What comes out is the loss at some point of the region, hence a **lower bound** of the maximum, up to rounding: in a box even the maximum of a

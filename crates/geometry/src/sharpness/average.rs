@@ -1,5 +1,5 @@
 //! The average case: `E_{z ~ N(0, I)} L(θ + σ T z) - L(θ)` (Andriushchenko et al. 2023, "A modern look at the relationship between sharpness and
-//! generalization", equation 1, with their c = T; T = 1 is the older form, as in Neyshabur et al. 2017, "Exploring generalization in deep learning").
+//! generalization", with their c = T; T = 1 is the older form, as in Neyshabur et al. 2017, "Exploring generalization in deep learning").
 //!
 //! Estimated by antithetic pairs, `v = (L(θ + σ T z) + L(θ - σ T z)) / 2 - L(θ)`: the gradient's share, which is 0 in the mean and most of the
 //! scatter, cancels in each of them. For a quadratic L, v is `σ² (T z)ᵀ H (T z) / 2`, of mean `σ² Σ T_i² H_ii / 2`.

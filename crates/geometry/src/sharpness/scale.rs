@@ -1,5 +1,5 @@
 //! T, the lengths in which a perturbation of each weight is measured (Kwon et al. 2021, "ASAM: adaptive sharpness-aware minimization for
-//! scale-invariant learning of deep neural networks", section 3).
+//! scale-invariant learning of deep neural networks").
 
 use flatland_network::{Network, Result};
 use std::fmt;

@@ -62,7 +62,7 @@ impl Quadratic {
 pub(super) const THOROUGH: Ascent = Ascent { steps: 2000, restarts: 3, stream: (1, 0) };
 
 /// The trust-region problem for the maximum: `(μ I - H) δ = g`, `‖δ‖ = ρ`, μ above λmax, by bisection in the secular equation (Conn, Gould and
-/// Toint 2000, *Trust-Region Methods*, section 7.3).
+/// Toint 2000, *Trust-Region Methods*, chapter 7).
 fn largest_in_ball(gradient: &Tensor, hessian: &Tensor, rho: f64) -> f64 {
     let (values, vectors) = hessian.linalg_eigh("L");
     let values: Vec<f64> = Vec::try_from(values).unwrap();

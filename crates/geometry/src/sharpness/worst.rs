@@ -1,7 +1,7 @@
 //! The worst case in a ball: `max_{‖T⁻¹ δ‖₂ ≤ ρ} L(θ + δ) - L(θ)`.
 //!
-//! With T = 1 it is what SAM minimises (Foret et al. 2021, "Sharpness-aware minimization for efficiently improving generalization", equation
-//! 1), in one step `δ = ρ ∇L / ‖∇L‖₂`; with T by θ, its adaptive form, `δ = ρ T² ∇L / ‖T ∇L‖₂` (Kwon et al. 2021, "ASAM", equation 5).
+//! With T = 1 it is what SAM minimises (Foret et al. 2021, "Sharpness-aware minimization for efficiently improving generalization"),
+//! in one step `δ = ρ ∇L / ‖∇L‖₂`; with T by θ, its adaptive form, `δ = ρ T² ∇L / ‖T ∇L‖₂` (Kwon et al. 2021, "ASAM").
 //! Several steps, as in Andriushchenko et al. 2023, come closer to the maximum: `ascent.rs` says how, and why the rise is a lower bound.
 
 use super::ascent::{Map, Region, check_length, highest};
