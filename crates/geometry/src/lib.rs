@@ -9,6 +9,7 @@ mod line;
 mod operator;
 mod probe;
 mod sensitivity;
+mod sharpness;
 mod trace;
 
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
@@ -21,5 +22,9 @@ pub use operator::{CurvatureError, CurvatureOperator, Matrix, Of, Symmetric};
 pub use sensitivity::{
     InputNorms, JacobianNorms, frobenius_of_mean, input_gradient_norms, input_norms, jacobian_norms,
     parameter_gradient_norm,
+};
+pub use sharpness::{
+    Ascent, AverageCase, Objective, Scale, WorstCase, average_case, keskar, keskar_in_subspace, rescaled,
+    worst_case,
 };
 pub use trace::{Estimate, TraceEstimates, TraceEstimator, hutch_plus_plus, hutchinson, xtrace};

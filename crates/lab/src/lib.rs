@@ -25,6 +25,7 @@ pub mod gradient_norm;
 pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
+pub mod sharpness;
 pub mod simulate;
 pub mod spectrum;
 pub mod trajectory;
@@ -43,4 +44,5 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<flatness::Flatness>(),
     Entry::of::<sensitivity::Sensitivity>(),
     Entry::of::<spectrum::Spectrum>(),
+    Entry::of::<sharpness::Sharpness>(),
 ];

@@ -15,6 +15,8 @@ pub enum Purpose {
     Order = 1,
     /// What is put in the place of labels or pixels.
     Corruption = 2,
+    /// Where to look around θ: noise on the weights, random directions and starts.
+    Perturbation = 3,
     /// Vectors that a matrix is probed with.
     Probe = 16,
 }

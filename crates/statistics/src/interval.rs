@@ -135,7 +135,7 @@ pub fn bootstrap_interval(
     Some((quantile(&found, (1. - level) / 2.)?, quantile(&found, 0.5 + level / 2.)?))
 }
 
-fn is_level(level: f64) -> bool {
+pub(crate) fn is_level(level: f64) -> bool {
     level > 0. && level < 1.
 }
 

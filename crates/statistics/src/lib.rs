@@ -6,6 +6,7 @@
 
 mod claim;
 mod interval;
+mod kendall;
 mod pca;
 mod rank;
 mod similarity;
@@ -15,6 +16,7 @@ pub use interval::{
     Interval, bootstrap_interval, geometric_mean_interval, mean_interval, median, median_interval, quantile,
     share_interval,
 };
+pub use kendall::{Granulated, granulated_kendall, kendall, kendall_interval};
 pub use pca::{Pca, PcaError, Solver};
 pub use rank::{rank_correlation, rank_products};
 pub use similarity::{cosine, cosines, distance, distances};
