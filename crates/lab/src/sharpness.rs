@@ -1145,6 +1145,7 @@ fn weights_table(models: &[Model]) -> ClosingTable {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)] // Seeds are whole numbers.
 mod tests {
     use super::*;
     use crate::command::Arguments;
