@@ -4,6 +4,7 @@ mod critical;
 mod dense_hessian;
 mod hessian;
 mod line;
+pub mod measure;
 mod sensitivity;
 
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};

@@ -15,6 +15,8 @@ pub enum Purpose {
     Order = 1,
     /// What is put in the place of labels or pixels.
     Corruption = 2,
+    /// Noise on the weights, for measures of flatness, and where an iteration for a singular value starts.
+    Noise = 7,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.
