@@ -9,8 +9,13 @@ use super::{Family, Measure, Measured, one_model};
 use flatland_network::{Examples, Loss, Network, Result, loss_and_gradient};
 use tch::{Kind, Tensor};
 
-const GRADIENT_NORM: Measure =
-    Measure::new(Family::Gradient, "gradient_norm", "‖ḡ‖", "‖ḡ‖₂, ḡ = mean ∂ℓ_i / ∂θ", "Zhao et al. 2022");
+const GRADIENT_NORM: Measure = Measure::new(
+    Family::Gradient,
+    "gradient_norm",
+    "‖∂L/∂θ‖",
+    "‖ḡ‖₂, ḡ = mean ∂ℓ_i / ∂θ",
+    "Zhao et al. 2022",
+);
 const GRADIENT_VARIANCE: Measure = Measure::new(
     Family::Gradient,
     "gradient_variance",

@@ -50,6 +50,8 @@ pub enum Family {
     Sensitivity,
     /// Derivatives by the weights.
     Gradient,
+    /// Of the way to them: loss, steps. Known to who trained, so not computed here.
+    Training,
 }
 
 impl Family {
@@ -62,6 +64,7 @@ impl Family {
             Self::Flatness => "flatness",
             Self::Sensitivity => "sensitivity",
             Self::Gradient => "gradient",
+            Self::Training => "training",
         }
     }
 }

@@ -10,7 +10,7 @@
 //! | `frobenius_product` | `ln Π ‖W_i‖_F²` | (37) |
 //! | `spectral_sum` | `Σ ‖W_i‖₂²` | |
 //! | `spectral_product` | `ln Π ‖W_i‖₂²` | (32) |
-//! | `kernel_spectral_product` | the same with `‖·‖₂` of the reshaped kernels | (32) |
+//! | `kernel_spectral_product` | the same with `‖·‖₂` of the reshaped kernels; none without convolutions, where it is no other | (32) |
 //! | `spectral_distance` | `Σ ‖W_i - W_i⁰‖₂²` | (41) |
 //! | `frobenius_over_spectral` | `Σ ‖W_i‖_F² / ‖W_i‖₂²` | (33) |
 //! | `path_norm` | `path.rs` | (44) |
@@ -132,6 +132,8 @@ pub fn norm_measures(
     let sum = |of: &dyn Fn(&LayerNorms) -> f64| norms.iter().map(of).sum::<f64>();
     let spectral_distance: Option<f64> =
         norms.iter().map(|layer| layer.distance.map(|(_, spectral)| spectral * spectral)).sum();
+    let convolves = network.layers().iter().any(|view| matches!(view.layer, Layer::Convolution { .. }));
+    let kernels = convolves.then(|| log_product(norms, |layer| layer.kernel_spectral));
     Ok(vec![
         PARAMETERS.of(network.count() as f64),
         L2_NORM.of(l2(&theta)?),
@@ -140,7 +142,7 @@ pub fn norm_measures(
         FROBENIUS_PRODUCT.of(log_product(norms, |layer| layer.frobenius)),
         SPECTRAL_SUM.of(sum(&|layer| layer.spectral.powi(2))),
         SPECTRAL_PRODUCT.of(log_product(norms, |layer| layer.spectral)),
-        KERNEL_SPECTRAL_PRODUCT.of(log_product(norms, |layer| layer.kernel_spectral)),
+        KERNEL_SPECTRAL_PRODUCT.of(kernels),
         SPECTRAL_DISTANCE.of(spectral_distance),
         FROBENIUS_OVER_SPECTRAL.of(sum(&|layer| (layer.frobenius / layer.spectral).powi(2))),
         PATH_NORM.of(path_norm(network, &theta)?),
@@ -175,7 +177,6 @@ mod tests {
             ("frobenius_product", 125_f64.ln()),
             ("spectral_sum", 21.),
             ("spectral_product", 80_f64.ln()),
-            ("kernel_spectral_product", 80_f64.ln()),
             ("spectral_distance", 13.),
             ("frobenius_over_spectral", 25. / 16. + 1.),
             // Paths to the output: 3·1, 4·2 from the input, 1·1 and 0·2 from the biases, 0.
@@ -183,6 +184,7 @@ mod tests {
         ] {
             close(value(&measured, name).unwrap(), expected, 1e-12);
         }
+        assert_eq!(value(&measured, "kernel_spectral_product"), None, "no convolution");
         close(norms[0].rows, 7., 1e-12);
         // Without the initial weights, no distances.
         let norms = layer_norms(&network, &weights, None).unwrap();
@@ -202,6 +204,9 @@ mod tests {
             let apart = (layer.spectral / layer.kernel_spectral - 1.).abs();
             assert_eq!(apart > 0.05, index < 2, "{layer:?}");
         }
+        let measured = norm_measures(&network, &theta, None, &norms).unwrap();
+        let product = norms.iter().map(|layer| layer.kernel_spectral.powi(2)).product::<f64>();
+        close(value(&measured, "kernel_spectral_product").unwrap(), product.ln(), 1e-12);
         let single = layer_norms(&network, &theta.to_kind(Kind::Float), None).unwrap();
         for (a, b) in norms.iter().zip(&single) {
             close(b.spectral, a.spectral, 1e-6);

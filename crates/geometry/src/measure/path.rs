@@ -136,9 +136,9 @@ mod tests {
         let _ = parameters[1].of(&after).unwrap().multiply_(&factors);
         let _ = parameters[2].of(&after).unwrap().divide_(&factors);
         let x = super::super::tests::waves(&[5, 3], Kind::Double);
-        let [y, z] = [&before, &after].map(|theta| network.predict(theta, &x).unwrap());
-        assert!(y.allclose(&z, 1e-12, 1e-12, false));
-        let [p, q] = [&before, &after].map(|theta| path_norm(&network, theta).unwrap().unwrap());
-        close(p, q, 1e-12);
+        let outputs = [&before, &after].map(|theta| network.predict(theta, &x).unwrap());
+        assert!(outputs[0].allclose(&outputs[1], 1e-12, 1e-12, false));
+        let norms = [&before, &after].map(|theta| path_norm(&network, theta).unwrap().unwrap());
+        close(norms[0], norms[1], 1e-12);
     }
 }
