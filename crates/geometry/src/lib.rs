@@ -2,15 +2,25 @@
 
 mod critical;
 mod dense_hessian;
+mod density;
+mod eigenpairs;
 mod hessian;
 mod line;
 pub mod measure;
+mod operator;
+mod probe;
 mod sensitivity;
+mod trace;
 
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
+pub use density::{DensitySettings, Quadrature, spectral_density};
+pub use eigenpairs::{EigenSettings, Eigenpairs, Progress, eigenpairs};
+pub use flatland_network::Curvature;
 pub use hessian::{HessianError, eigenvalues, hessian};
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
+pub use operator::{CurvatureError, CurvatureOperator, Matrix, Of, Symmetric};
 pub use sensitivity::{
     InputNorms, JacobianNorms, frobenius_of_mean, input_gradient_norms, input_norms, jacobian_norms,
     parameter_gradient_norm,
 };
+pub use trace::{Estimate, TraceEstimates, TraceEstimator, hutch_plus_plus, hutchinson, xtrace};

@@ -13,6 +13,8 @@ use crate::Result;
 use crate::slices::{slice, slice_mut};
 use tch::{Device, Kind, Tensor};
 
+pub mod tangent;
+
 /// What the backward pass needs of a block's forward pass.
 #[derive(Debug)]
 pub struct Saved {

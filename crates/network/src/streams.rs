@@ -17,6 +17,8 @@ pub enum Purpose {
     Corruption = 2,
     /// Noise on the weights, for measures of flatness, and where an iteration for a singular value starts.
     Noise = 7,
+    /// Vectors that a matrix is probed with.
+    Probe = 16,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.

@@ -1,0 +1,541 @@
+//! Curvature as something to multiply vectors with: the Hessian and the Gauss-Newton matrix over all examples, without forming them.
+//!
+//! Networks that [`Linearised`] knows are multiplied by the R-operator (Pearlmutter 1994), the others by differentiating a graph twice:
+//! `H v = ∇(g · v)` for several v on one graph of g, and `G v = Jᵀ (H_L (J v))` with `J v = ∂(Jᵀu · v)/∂u`, u being any.
+//!
+//! The examples go through in pieces of a fixed size, and their sums are added in a fixed order: the numbers do not depend on the number
+//! of threads, and the same product comes out the same, bit for bit. `⟨u, H v⟩` and `⟨v, H u⟩` differ by rounding only.
+
+use flatland_network::{Curvature, Directions, Examples, Linearised, Loss, Network, NetworkError, Products};
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use tch::{Device, Kind, Tensor};
+use thiserror::Error;
+
+/// Curvature that cannot be had.
+#[derive(Debug, Error)]
+pub enum CurvatureError {
+    /// θ, the examples or libtorch.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The loss or one of its derivatives overflowed, or θ is not finite.
+    #[error("the curvature is not finite at this θ")]
+    NotFinite,
+    /// Vectors of another length.
+    #[error("{what} must have shape {expected}, found {found:?}")]
+    Shape {
+        /// Which.
+        what: &'static str,
+        /// What would have fitted.
+        expected: String,
+        /// Theirs.
+        found: Vec<i64>,
+    },
+    /// More than there are, or too few.
+    #[error("{what} must be {expected}, found {found}")]
+    Count {
+        /// The number of what.
+        what: &'static str,
+        /// What could be.
+        expected: String,
+        /// As asked.
+        found: usize,
+    },
+    /// A thread of the computation ended without a result.
+    #[error("a thread of the curvature's products stopped")]
+    Thread,
+    /// Whoever asked does not want the rest.
+    #[error("stopped on the way")]
+    Stopped,
+}
+
+impl From<tch::TchError> for CurvatureError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Network(error.into())
+    }
+}
+
+/// A symmetric matrix `[P, P]` that need not exist as numbers.
+pub trait Symmetric {
+    /// P.
+    fn dimension(&self) -> i64;
+
+    /// In what the products are computed, and where.
+    fn options(&self) -> (Kind, Device);
+
+    /// `A v` for each row v of `[K, P]`, as `[K, P]`, of [`Symmetric::options`]' kind and device.
+    ///
+    /// # Errors
+    /// [`CurvatureError::Shape`] for rows of another length, [`CurvatureError::NotFinite`] for products that are not.
+    fn products(&self, vectors: &Tensor) -> Result<Tensor, CurvatureError>;
+}
+
+/// A matrix whose numbers are there, `[P, P]`: for small P, and as the truth that others are compared with.
+#[derive(Debug)]
+pub struct Matrix(pub Tensor);
+
+impl Symmetric for Matrix {
+    fn dimension(&self) -> i64 {
+        self.0.size()[0]
+    }
+
+    fn options(&self) -> (Kind, Device) {
+        (self.0.kind(), self.0.device())
+    }
+
+    fn products(&self, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
+        check_vectors(self, vectors)?;
+        Ok(vectors.f_to_kind(self.0.kind())?.f_mm(&self.0)?)
+    }
+}
+
+fn check_vectors(operator: &dyn Symmetric, vectors: &Tensor) -> Result<(), CurvatureError> {
+    let (found, dimension) = (vectors.size(), operator.dimension());
+    if found.len() == 2 && found[0] >= 1 && found[1] == dimension {
+        return Ok(());
+    }
+    Err(CurvatureError::Shape { what: "vectors", expected: format!("[K, {dimension}]"), found })
+}
+
+/// Examples of a piece on a CPU, for convolutions and for dense layers: what stays near the cache with sixteen directions.
+const CPU_PIECE: [i64; 2] = [64, 256];
+/// On an accelerator, launches weigh more.
+const DEVICE_PIECE: i64 = 2048;
+/// Numbers of the widest activation of a piece whose graph is differentiated twice, on a CPU.
+const CPU_GRAPH: i64 = 1 << 19;
+/// The same on an accelerator.
+const DEVICE_GRAPH: i64 = 1 << 26;
+/// Sums that are added in order; so many threads can be kept busy at most.
+const GROUPS: usize = 32;
+/// What the linearised pieces may take together: beyond, they are made anew for each product.
+const KEPT_BYTES: i64 = 1 << 30;
+/// Vectors at once.
+const TOGETHER: i64 = 16;
+
+/// H or G of the mean loss over all examples at θ `[P]`, f32 or f64.
+///
+/// On a CPU it has as many threads as libtorch is set to when it is made (`tch::set_num_threads`), each computing alone, until it is
+/// dropped.
+#[derive(Debug)]
+pub struct CurvatureOperator {
+    network: Network,
+    options: (Kind, Device),
+    groups: usize,
+    workers: Vec<Worker>,
+}
+
+/// What is to be multiplied.
+struct Job {
+    curvature: Curvature,
+    vectors: Tensor,
+}
+
+type Found = (usize, Result<Tensor, CurvatureError>);
+
+#[derive(Debug)]
+struct Worker {
+    jobs: Option<Sender<Job>>,
+    found: Receiver<Found>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl CurvatureOperator {
+    /// The curvature of the mean loss over `examples` at `theta` `[P]`. Which of the two matrices is said with every product.
+    ///
+    /// # Errors
+    /// [`CurvatureError::Network`] when θ or the examples do not fit the network, [`CurvatureError::NotFinite`] for a θ that is not.
+    pub fn new(
+        network: &Network,
+        theta: &Tensor,
+        examples: &Examples,
+        loss: Loss,
+    ) -> Result<Self, CurvatureError> {
+        let count = network.count();
+        if theta.size() != [count] {
+            let expected = format!("[{count}]");
+            return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected }.into());
+        }
+        let theta = theta.f_detach()?.f_contiguous()?;
+        if theta.f_isfinite()?.f_all()?.f_int64_value(&[])? != 1 {
+            return Err(CurvatureError::NotFinite);
+        }
+        // Shapes first, for an error that can be read.
+        let (x, targets) = examples.part(0, 1)?;
+        let x = x.f_to_kind(theta.kind())?;
+        let _ = loss.mean(&network.predict(&theta, &x)?, &cast(&targets, theta.kind())?)?;
+        let fits = Linearised::of(network, &theta, &x, &cast(&targets, theta.kind())?, loss, 1.)?.is_some();
+
+        let on_cpu = theta.device() == Device::Cpu;
+        let piece = match (fits, on_cpu) {
+            (true, true) => CPU_PIECE[usize::from(network.input().len() == 1)],
+            (true, false) => DEVICE_PIECE,
+            (false, true) => CPU_GRAPH / network.widest(),
+            (false, false) => DEVICE_GRAPH / network.widest(),
+        };
+        let piece = piece.clamp(1, examples.count());
+        let starts: Vec<i64> = (0..examples.count()).step_by(piece as usize).collect();
+        let groups = starts.len().min(GROUPS);
+        let keeps = fits && Linearised::bytes(network, theta.kind()) * examples.count() <= KEPT_BYTES;
+        let threads = if on_cpu { tch::get_num_threads().max(1) as usize } else { 1 }.min(groups);
+        let workers = (0..threads)
+            .map(|worker| {
+                let mine = (worker..groups).step_by(threads).map(|group| {
+                    let range = group * starts.len() / groups..(group + 1) * starts.len() / groups;
+                    (group, starts[range].to_vec())
+                });
+                let share = Share {
+                    network: network.clone(),
+                    theta: theta.shallow_clone(),
+                    examples: examples.share(),
+                    loss,
+                    piece,
+                    fits,
+                    keeps,
+                    groups: mine.collect(),
+                    kept: BTreeMap::new(),
+                };
+                Worker::start(share, on_cpu)
+            })
+            .collect();
+        Ok(Self { network: network.clone(), options: (theta.kind(), theta.device()), groups, workers })
+    }
+
+    /// H or G times each row of `[K, P]`.
+    ///
+    /// # Errors
+    /// As [`Symmetric::products`].
+    pub fn products_of(&self, curvature: Curvature, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
+        let (kind, device) = self.options;
+        let found = vectors.size();
+        if found.len() != 2 || found[0] < 1 || found[1] != self.network.count() {
+            let expected = format!("[K, {}]", self.network.count());
+            return Err(CurvatureError::Shape { what: "vectors", expected, found });
+        }
+        let vectors = vectors.f_detach()?.f_to_kind(kind)?.f_to_device(device)?.f_contiguous()?;
+        let mut all = Vec::new();
+        for start in (0..found[0]).step_by(TOGETHER as usize) {
+            let some = vectors.f_narrow(0, start, TOGETHER.min(found[0] - start))?;
+            all.push(self.some_products(curvature, &some)?);
+        }
+        let products = if all.len() == 1 { all.remove(0) } else { Tensor::f_cat(&all, 0)? };
+        if products.f_isfinite()?.f_all()?.f_int64_value(&[])? != 1 {
+            return Err(CurvatureError::NotFinite);
+        }
+        Ok(products)
+    }
+
+    fn some_products(&self, curvature: Curvature, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
+        for worker in &self.workers {
+            let job = Job { curvature, vectors: vectors.shallow_clone() };
+            worker
+                .jobs
+                .as_ref()
+                .ok_or(CurvatureError::Thread)?
+                .send(job)
+                .map_err(|_| CurvatureError::Thread)?;
+        }
+        // In the groups' order, each from its worker, who sends its own in order. After an error the others are still fetched: the next
+        // product must not find them.
+        let mut sum: Result<Option<Tensor>, CurvatureError> = Ok(None);
+        for group in 0..self.groups {
+            let worker = &self.workers[group % self.workers.len()];
+            let (_, part) = worker.found.recv().map_err(|_| CurvatureError::Thread)?;
+            sum = match (sum, part) {
+                (Ok(None), Ok(part)) => Ok(Some(part)),
+                (Ok(Some(mut sum)), Ok(part)) => sum.f_add_(&part).map(Some).map_err(CurvatureError::from),
+                (Err(error), _) | (_, Err(error)) => Err(error),
+            };
+        }
+        sum?.ok_or(CurvatureError::Thread)
+    }
+
+    /// One of the two as a matrix.
+    pub fn of(&self, curvature: Curvature) -> Of<'_> {
+        Of { operator: self, curvature }
+    }
+}
+
+/// H or G of a [`CurvatureOperator`].
+#[derive(Debug, Clone, Copy)]
+pub struct Of<'a> {
+    operator: &'a CurvatureOperator,
+    curvature: Curvature,
+}
+
+impl Symmetric for Of<'_> {
+    fn dimension(&self) -> i64 {
+        self.operator.network.count()
+    }
+
+    fn options(&self) -> (Kind, Device) {
+        self.operator.options
+    }
+
+    fn products(&self, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
+        self.operator.products_of(self.curvature, vectors)
+    }
+}
+
+impl Worker {
+    fn start(mut share: Share, alone: bool) -> Self {
+        let (jobs, todo) = channel::<Job>();
+        let (done, found) = channel();
+        let thread = std::thread::spawn(move || {
+            if alone {
+                tch::set_num_threads(1);
+            }
+            while let Ok(job) = todo.recv() {
+                for index in 0..share.groups.len() {
+                    let part = share.group(index, &job);
+                    if done.send((share.groups[index].0, part)).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Self { jobs: Some(jobs), found, thread: Some(thread) }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A worker's part of the examples.
+struct Share {
+    network: Network,
+    theta: Tensor,
+    examples: Examples,
+    loss: Loss,
+    piece: i64,
+    fits: bool,
+    keeps: bool,
+    /// Which group, and where its pieces begin.
+    groups: Vec<(usize, Vec<i64>)>,
+    /// By where they begin.
+    kept: BTreeMap<i64, Linearised>,
+}
+
+impl Share {
+    fn group(&mut self, index: usize, job: &Job) -> Result<Tensor, CurvatureError> {
+        let starts = self.groups[index].1.clone();
+        if !self.fits {
+            let mut sum = job.vectors.f_zeros_like()?;
+            for start in starts {
+                sum = sum.f_add_(&self.by_graph(start, job)?)?;
+            }
+            return Ok(sum);
+        }
+        let directions = Directions::of(&self.network, &job.vectors)?;
+        let sums = Products::zeros(&self.network, directions.count(), &self.theta)?;
+        for start in starts {
+            if let Some(piece) = self.kept.get(&start) {
+                piece.add_products(job.curvature, &directions, &sums)?;
+                continue;
+            }
+            let (x, targets, share) = self.part(start)?;
+            let piece = Linearised::of(&self.network, &self.theta, &x, &targets, self.loss, share)?;
+            let piece = piece.ok_or(CurvatureError::Thread)?;
+            piece.add_products(job.curvature, &directions, &sums)?;
+            if self.keeps {
+                self.kept.insert(start, piece);
+            }
+        }
+        Ok(sums.flat(&self.network)?)
+    }
+
+    /// Inputs and targets of a piece, and 1/N.
+    fn part(&self, start: i64) -> Result<(Tensor, Tensor, f64), CurvatureError> {
+        let count = self.examples.count();
+        let (x, targets) = self.examples.part(start, self.piece.min(count - start))?;
+        let kind = self.theta.kind();
+        Ok((x.f_to_kind(kind)?, cast(&targets, kind)?, 1. / count as f64))
+    }
+
+    fn by_graph(&self, start: i64, job: &Job) -> Result<Tensor, CurvatureError> {
+        let (x, targets, share) = self.part(start)?;
+        let share = share * x.size()[0] as f64;
+        let leaf = self.theta.f_detach()?.f_set_requires_grad(true)?;
+        let outputs = self.network.forward(&leaf, &x)?;
+        let count = job.vectors.size()[0];
+        let mut rows = Vec::with_capacity(count as usize);
+        match job.curvature {
+            Curvature::Hessian => {
+                let mean = self.loss.mean(&outputs, &targets)?.f_mul_scalar(share)?;
+                let gradient = derivative(&mean, &leaf, true, true)?;
+                if !gradient.requires_grad() {
+                    // A loss that is linear in θ.
+                    return Ok(job.vectors.f_zeros_like()?);
+                }
+                for row in 0..count {
+                    let along = gradient.f_dot(&job.vectors.f_select(0, row)?)?;
+                    rows.push(derivative(&along, &leaf, row + 1 < count, false)?);
+                }
+            }
+            Curvature::GaussNewton => {
+                let u = outputs.f_zeros_like()?.f_set_requires_grad(true)?;
+                let along_u = outputs.f_mul(&u)?.f_sum(None)?;
+                let pulled = derivative(&along_u, &leaf, true, true)?;
+                // The loss as a function of the outputs alone.
+                let by_outputs = outputs.f_detach()?.f_set_requires_grad(true)?;
+                let mean = self.loss.mean(&by_outputs, &targets)?.f_mul_scalar(share)?;
+                let slope = derivative(&mean, &by_outputs, true, true)?;
+                for row in 0..count {
+                    let pushed = derivative(&pulled.f_dot(&job.vectors.f_select(0, row)?)?, &u, true, false)?;
+                    let along = slope.f_mul(&pushed.f_detach()?)?.f_sum(None)?;
+                    let bent = derivative(&along, &by_outputs, true, false)?.f_detach()?;
+                    let back = outputs.f_mul(&bent)?.f_sum(None)?;
+                    rows.push(derivative(&back, &leaf, row + 1 < count, false)?);
+                }
+            }
+        }
+        Ok(Tensor::f_stack(&rows, 0)?.f_detach()?)
+    }
+}
+
+fn derivative(of: &Tensor, by: &Tensor, keep: bool, create: bool) -> Result<Tensor, CurvatureError> {
+    let mut found = Tensor::f_run_backward(&[of], &[by], keep, create)?;
+    let found = found.pop().filter(Tensor::defined);
+    Ok(found.ok_or_else(|| NetworkError::Setting("libtorch returned no derivative".into()))?)
+}
+
+/// Values in θ's precision; class indices stay what they are.
+fn cast(targets: &Tensor, kind: Kind) -> Result<Tensor, tch::TchError> {
+    if targets.is_floating_point() { targets.f_to_kind(kind) } else { Ok(targets.shallow_clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hessian;
+    use crate::probe::gaussian;
+    use flatland_network::{Layer, initialise};
+
+    fn convolutional(padding: i64) -> Network {
+        let layers = [
+            Layer::Convolution { channels: 3, kernel: 3, padding },
+            Layer::Relu,
+            Layer::MaxPool { size: 2 },
+            Layer::Dense { width: 5 },
+            Layer::Relu,
+            Layer::Dense { width: 3 },
+        ];
+        Network::new("convolutional", &[1, 8, 8], &layers).unwrap()
+    }
+
+    fn examples(network: &Network, count: i64, loss: Loss, kind: Kind) -> Examples {
+        let size = [&[count], network.input()].concat();
+        let all: i64 = size.iter().product();
+        let x = gaussian(5, 0, 1, all as usize, Device::Cpu).unwrap().to_kind(kind).view(size.as_slice());
+        let targets = match loss {
+            Loss::CrossEntropy => {
+                Tensor::arange(count, (Kind::Int64, Device::Cpu)).remainder(network.outputs())
+            }
+            Loss::MeanSquaredError => x.flatten(1, -1).narrow(1, 0, network.outputs()).sin(),
+        };
+        Examples::new(x, targets).unwrap()
+    }
+
+    fn distance(found: &Tensor, expected: &Tensor) -> f64 {
+        let expected = expected.to_kind(Kind::Double);
+        ((found.to_kind(Kind::Double) - &expected).norm() / expected.norm()).double_value(&[])
+    }
+
+    /// Every way to a product, in both precisions, against the exact matrix.
+    #[test]
+    fn products_are_those_of_the_exact_hessian() {
+        tch::set_num_threads(2);
+        let cases = [
+            (Network::dense(&[4, 6, 3], &Layer::Relu).unwrap(), Loss::MeanSquaredError),
+            (Network::dense(&[4, 6, 5, 3], &Layer::Tanh).unwrap(), Loss::CrossEntropy),
+            (convolutional(0), Loss::CrossEntropy),
+            (convolutional(1), Loss::CrossEntropy),
+            (convolutional(1), Loss::MeanSquaredError),
+        ];
+        for (network, loss) in cases {
+            let wide = initialise(&network, 1, 0, Kind::Double, Device::Cpu).unwrap() * 1.5;
+            let exact = hessian(&network, &wide, &examples(&network, 150, loss, Kind::Double), loss).unwrap();
+            let v = gaussian(0, 0, 18, network.count() as usize, Device::Cpu).unwrap();
+            for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-4)] {
+                let examples = examples(&network, 150, loss, kind);
+                let operator =
+                    CurvatureOperator::new(&network, &wide.to_kind(kind), &examples, loss).unwrap();
+                let found = operator.of(Curvature::Hessian).products(&v).unwrap();
+                assert_eq!((found.size(), found.kind()), (v.size(), kind));
+                let error = distance(&found, &v.mm(&exact));
+                assert!(error < tolerance, "{} {kind:?}: {error:.1e}", network.name());
+                // The second time from what was kept.
+                assert_eq!(operator.of(Curvature::Hessian).products(&v).unwrap(), found);
+            }
+        }
+    }
+
+    /// For a softmax regression both matrices are the same; elsewhere G is positive semi-definite, and symmetric as H is.
+    #[test]
+    fn the_gauss_newton_matrix() {
+        tch::set_num_threads(1);
+        for loss in [Loss::CrossEntropy, Loss::MeanSquaredError] {
+            let linear = Network::dense(&[4, 3], &Layer::Relu).unwrap();
+            for network in [linear, Network::dense(&[4, 6, 3], &Layer::Tanh).unwrap(), convolutional(1)] {
+                let theta = initialise(&network, 1, 0, Kind::Double, Device::Cpu).unwrap();
+                let examples = examples(&network, 40, loss, Kind::Double);
+                let operator = CurvatureOperator::new(&network, &theta, &examples, loss).unwrap();
+                let identity = Tensor::eye(network.count(), (Kind::Double, Device::Cpu));
+                let [g, h] = [Curvature::GaussNewton, Curvature::Hessian]
+                    .map(|curvature| operator.products_of(curvature, &identity).unwrap());
+                for matrix in [&g, &h] {
+                    assert!(distance(matrix, &matrix.tr()) < 1e-13);
+                }
+                let (values, _) = g.linalg_eigh("L");
+                assert!(values.min().double_value(&[]) > -1e-13 * values.max().double_value(&[]));
+                let same = distance(&g, &h) < 1e-13;
+                assert_eq!(same, network.parameters().len() == 2, "{}", network.name());
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_do_not_depend_on_threads() {
+        let network = convolutional(0);
+        let theta = initialise(&network, 1, 0, Kind::Float, Device::Cpu).unwrap();
+        let examples = examples(&network, 700, Loss::CrossEntropy, Kind::Float);
+        let v = gaussian(0, 0, 3, network.count() as usize, Device::Cpu).unwrap();
+        let products = |threads| {
+            tch::set_num_threads(threads);
+            let operator = CurvatureOperator::new(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
+            operator.products_of(Curvature::Hessian, &v).unwrap()
+        };
+        let alone = products(1);
+        for threads in [2, 3] {
+            assert_eq!(products(threads), alone);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        tch::set_num_threads(2);
+        let network = convolutional(0);
+        let theta = initialise(&network, 1, 0, Kind::Float, Device::Cpu).unwrap();
+        let examples = examples(&network, 70, Loss::CrossEntropy, Kind::Float);
+        let new = |theta: &Tensor, loss| CurvatureOperator::new(&network, theta, &examples, loss);
+        assert!(new(&theta.narrow(0, 0, 5), Loss::CrossEntropy).unwrap_err().to_string().contains("θ"));
+        assert!(new(&theta, Loss::MeanSquaredError).is_err());
+        let _ = theta.get(0).fill_(f64::NAN);
+        assert!(matches!(new(&theta, Loss::CrossEntropy), Err(CurvatureError::NotFinite)));
+        let _ = theta.get(0).fill_(0.);
+        let operator = new(&theta, Loss::CrossEntropy).unwrap();
+        let v = Tensor::ones([2, network.count()], (Kind::Float, Device::Cpu));
+        let error = operator.products_of(Curvature::Hessian, &v.narrow(1, 0, 3)).unwrap_err();
+        assert!(error.to_string().contains("expected") || error.to_string().contains("must have shape"));
+        let overflow = operator.products_of(Curvature::Hessian, &(&v * f64::INFINITY));
+        assert!(matches!(overflow, Err(CurvatureError::NotFinite)));
+        // And it still works.
+        assert!(operator.products_of(Curvature::Hessian, &v).is_ok());
+    }
+}
