@@ -30,6 +30,8 @@ const SMALL: &[&str] = &[
     "--set",
     "stop_at_loss=0.3",
     "--set",
+    "curvature_examples=30",
+    "--set",
     "gradient_examples=20",
     "--set",
     "sensitivity_examples=30",

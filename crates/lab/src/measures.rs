@@ -17,8 +17,8 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
 use flatland_geometry::measure::{
-    Family, Measure, Measured, NoiseSettings, catalogue, gradient_noise_measures, layer_norms,
-    margin_measures, margin_percentile, margins, norm_measures, pac_bayes_measures, path_norm,
+    Family, Measure, Measured, NoiseSettings, catalogue, curvature_measures, gradient_noise_measures,
+    layer_norms, margin_measures, margin_percentile, margins, norm_measures, pac_bayes_measures, path_norm,
     reaction_measures,
 };
 use flatland_network::snapshot::to_safetensors;
@@ -52,6 +52,7 @@ pub struct Settings {
     pub nesterov: bool,
     pub epochs: u32,
     pub stop_at_loss: f64,
+    pub curvature_examples: usize,
     pub gradient_examples: usize,
     pub sensitivity_examples: usize,
     pub resamples: usize,
@@ -555,7 +556,7 @@ fn measures_of(
     let content = serde_json::json!({
         "what": "measures: values", "network": describe(network), "seed": seed, "prepared": images.prepared,
         "theta": sha256_hex(&to_safetensors(network, &theta.f_to_device(Device::Cpu)?)?),
-        "train": train.count(), "gradient_examples": settings.gradient_examples,
+        "train": train.count(), "curvature_examples": settings.curvature_examples, "gradient_examples": settings.gradient_examples,
         "sensitivity_examples": settings.sensitivity_examples, "noise": settings.noise,
     });
     let mut numbers = run.kept(&content, || {
@@ -573,7 +574,11 @@ fn measures_of(
         let noise = NoiseSettings { rise, draws, seed: settings.seed };
         let borne = (&first(examples)?, train.count());
         measured.extend(pac_bayes_measures(network, theta, initial, borne, epsilon, &noise)?);
+        let go_on = || run.check_interrupted().is_ok();
+        let curved = first(settings.curvature_examples)?;
+        let curvature = curvature_measures(network, theta, &curved, settings.seed, &go_on);
         run.check_interrupted()?;
+        measured.extend(curvature?);
         measured.extend(reaction_measures(network, theta, &first(settings.sensitivity_examples)?)?);
         measured.extend(gradient_noise_measures(network, theta, &first(settings.gradient_examples)?)?);
         let values: Vec<f64> = measured.iter().map(|one| one.value.unwrap_or(f64::NAN)).collect();
@@ -878,8 +883,8 @@ const DRAWN: [&str; 12] = [
     "path_norm",
     "inverse_margin",
     "spectral_origin",
-    "flatness",
     "magnitude_flatness",
+    "hessian_trace",
     "jacobian",
     "gradient_variance",
 ];

@@ -8,6 +8,7 @@
 //! | `path.rs` | path norm |
 //! | `margin.rs` | output margins, and norms over them |
 //! | `pac_bayes.rs` | how much noise on the weights the training error bears |
+//! | `curvature.rs` | the Hessian's largest eigenvalue and trace |
 //! | `reaction.rs` | sensitivity to the input |
 //! | `gradient_noise.rs` | how much the examples' gradients differ |
 //!
@@ -16,6 +17,7 @@
 //! layers are given as natural logarithms. A measure that is not defined for a model has no value: distances without the initial weights,
 //! quotients by a margin that is not positive, the path norm with tanh.
 
+mod curvature;
 mod gradient_noise;
 mod margin;
 mod norms;
@@ -24,6 +26,7 @@ mod path;
 mod reaction;
 mod spectral;
 
+pub use curvature::curvature_measures;
 pub use gradient_noise::{GradientNoise, gradient_noise, gradient_noise_measures};
 pub use margin::{margin_measures, margin_percentile, margins};
 pub use norms::{LayerNorms, layer_norms, norm_measures};
@@ -44,7 +47,7 @@ pub enum Family {
     Norm,
     /// Norms over the output margin.
     Margin,
-    /// Noise that the weights bear.
+    /// Noise that the weights bear, curvature.
     Flatness,
     /// Derivatives by the input.
     Sensitivity,
@@ -115,6 +118,7 @@ pub fn catalogue() -> Vec<Measure> {
         norms::ALL.as_slice(),
         margin::ALL.as_slice(),
         pac_bayes::ALL.as_slice(),
+        curvature::ALL.as_slice(),
         reaction::ALL.as_slice(),
         gradient_noise::ALL.as_slice(),
     ]
