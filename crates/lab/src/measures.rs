@@ -183,7 +183,7 @@ impl Experiment for Measures {
   measures --network lenet --weights a.safetensors      the measures of weights of your own
   measures --resume                                     after Ctrl-C or a crash";
     const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS];
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 600.), ("quick", 30.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 260.), ("quick", 21.)];
     const PRESETS: &'static str = include_str!("../../../configs/measures.toml");
     type Settings = Settings;
 
@@ -792,7 +792,7 @@ fn rows_panel(gap: Gap, x: &str, rows: &[usize]) -> Panel {
         Gap::Error => "with the gap in error",
         Gap::Loss => "with the gap in loss",
     };
-    Panel::new(title, Axis::linear(x).with_range(-1.04, 1.04), Axis::categories("", names)).with_mark(0., "")
+    Panel::new(title, Axis::linear(x).with_range(-1., 1.), Axis::categories("", names)).with_mark(0., "")
 }
 
 /// Wide enough for the names, high enough for a row each.

@@ -14,7 +14,7 @@ use flatland_network::{Curvature, Examples, Loss, Network};
 use tch::Tensor;
 
 const LARGEST: Measure =
-    Measure::new(Family::Flatness, "hessian_largest", "λ_max(H)", "λ_max(H)", "Keskar et al. 2017");
+    Measure::new(Family::Flatness, "hessian_largest", "λmax(H)", "λ_max(H)", "Keskar et al. 2017");
 const TRACE: Measure =
     Measure::new(Family::Flatness, "hessian_trace", "tr H", "tr H", "Hochreiter and Schmidhuber 1997");
 
