@@ -6,6 +6,7 @@ mod density;
 mod eigenpairs;
 mod hessian;
 mod line;
+pub mod measure;
 mod operator;
 mod probe;
 mod sensitivity;

@@ -22,6 +22,7 @@ pub mod capacity;
 pub mod classify;
 pub mod flatness;
 pub mod gradient_norm;
+pub mod measures;
 pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
@@ -45,4 +46,5 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<sensitivity::Sensitivity>(),
     Entry::of::<spectrum::Spectrum>(),
     Entry::of::<sharpness::Sharpness>(),
+    Entry::of::<measures::Measures>(),
 ];

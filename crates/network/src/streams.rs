@@ -17,6 +17,8 @@ pub enum Purpose {
     Corruption = 2,
     /// Where to look around θ: noise on the weights, random directions and starts.
     Perturbation = 3,
+    /// Noise on the weights, for measures of flatness, and where an iteration for a singular value starts.
+    Noise = 7,
     /// Vectors that a matrix is probed with.
     Probe = 16,
 }
