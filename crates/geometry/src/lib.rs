@@ -1,12 +1,16 @@
 //! What the loss looks like around θ, or between two of them, and how strongly it reacts to the input.
 
+mod align;
 mod critical;
+mod curve;
 mod dense_hessian;
 mod hessian;
 mod line;
 mod sensitivity;
 
+pub use align::{AlignError, Alignment, align, permute};
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
+pub use curve::{Curve, CurveError, CurveTraining, Shape};
 pub use hessian::{HessianError, eigenvalues, hessian};
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
 pub use sensitivity::{

@@ -56,7 +56,10 @@ impl Parameter {
     }
 
     /// Its part of θ, `[P]` or `[M, P]`, as a view of shape `shape` or `[M, shape…]`.
-    pub(crate) fn of(&self, theta: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// When θ is shorter than the network's.
+    pub fn of(&self, theta: &Tensor) -> Result<Tensor> {
         let slice = theta.f_narrow(-1, self.offset, self.count())?;
         let stack = &theta.size()[..theta.dim() - 1];
         Ok(slice.f_view([stack, &self.shape].concat().as_slice())?)

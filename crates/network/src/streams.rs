@@ -15,6 +15,10 @@ pub enum Purpose {
     Order = 1,
     /// What is put in the place of labels or pixels.
     Corruption = 2,
+    /// Where on a curve each step of its training looks.
+    Curve = 3,
+    /// The order of layers within a sweep of an alignment.
+    Alignment = 4,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.
