@@ -106,16 +106,42 @@ impl Curve {
         if theta2.size() != size {
             return refuse("θ₂", theta2, format!("θ₁'s, {size:?}"));
         }
-        if bends.dim() != 2 || bends.size()[1] != size[0] {
-            return refuse("the bends", bends, format!("[n, {}]", size[0]));
-        }
         let ends = [theta1.f_detach_copy()?, theta2.f_detach_copy()?];
-        Ok(Self { shape, ends, bends: bends.f_detach_copy()? })
+        Self { shape, ends, bends: theta1.shallow_clone() }.with_bends(bends)
+    }
+
+    /// The same ends, sharing memory, with other bends `[n, P]`, which are copied.
+    ///
+    /// # Errors
+    /// [`NetworkError::Shape`] when they are not of the ends' length.
+    pub fn with_bends(&self, bends: &Tensor) -> Result<Self> {
+        let length = self.ends[0].size()[0];
+        if bends.dim() != 2 || bends.size()[1] != length {
+            let expected = format!("[n, {length}]");
+            return Err(NetworkError::Shape { what: "the bends", found: bends.size(), expected });
+        }
+        let ends = self.ends.each_ref().map(Tensor::shallow_clone);
+        let bends = bends.f_detach_copy()?.f_to_device(ends[0].device())?;
+        Ok(Self { shape: self.shape, ends, bends })
+    }
+
+    /// How it runs by its control points.
+    pub fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// The bends, `[n, P]`.
     pub fn bends(&self) -> &Tensor {
         &self.bends
+    }
+
+    /// θ₁, the bends, θ₂: `[n + 2, P]`.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn control_points(&self) -> Result<Tensor> {
+        let [theta1, theta2] = self.ends.each_ref().map(|end| end.f_unsqueeze(0));
+        Ok(Tensor::f_cat(&[&theta1?, &self.bends, &theta2?], 0)?)
     }
 
     /// A handle onto the same memory, on `device`.
@@ -167,11 +193,9 @@ impl Curve {
     /// # Errors
     /// When libtorch fails.
     pub fn length(&self) -> Result<f64> {
-        let count = self.bend_count() + 2;
-        let points = (0..count).map(|k| Ok(self.control_point(k)?.f_to_kind(Kind::Double)?));
-        let points = points.collect::<Result<Vec<_>>>()?;
-        let steps = points.windows(2).map(|pair| Ok(pair[1].f_sub(&pair[0])?)).collect::<Result<Vec<_>>>()?;
-        let steps = Tensor::f_stack(&steps, 0)?;
+        let points = self.control_points()?.f_to_kind(Kind::Double)?;
+        let count = points.size()[0] as usize;
+        let steps = points.f_diff::<Tensor>(1, 0, None, None)?;
         let products = Vec::<f64>::try_from(
             steps.f_matmul(&steps.f_transpose(0, 1)?)?.f_to_device(Device::Cpu)?.f_flatten(0, -1)?,
         )?;

@@ -23,6 +23,7 @@ pub mod classify;
 pub mod flatness;
 pub mod gradient_norm;
 pub mod minimal_ratio;
+pub mod paths;
 pub mod random_labels;
 pub mod sensitivity;
 pub mod simulate;
@@ -41,4 +42,5 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),
     Entry::of::<sensitivity::Sensitivity>(),
+    Entry::of::<paths::Paths>(),
 ];
