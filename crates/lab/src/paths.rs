@@ -284,7 +284,7 @@ impl Settings {
 
     fn subtitle(&self, run: &Run, more: &str) -> String {
         let name = if self.network == "lenet" { "LeNet" } else { &self.network };
-        let own = if self.weights.is_empty() { "" } else { ", weights of the user's own" };
+        let own = if self.weights.is_empty() { "" } else { ", weights as given" };
         subtitle::<Paths>(self, run, &format!("{name} on {}{own}", self.dataset), more)
     }
 }
@@ -842,13 +842,12 @@ fn training_figure(
             let values: Vec<f64> = at(epoch).map(|one| one.loss).collect();
             Some((epoch as f64 + 1., geometric_mean_interval(&values, LEVEL)?))
         });
-        let dash = |series: Series| if way.aligned { series.dashed() } else { series };
-        loss = loss.with(dash(series(format!("{}, train", way.title), way.colour, 1., losses)));
+        loss = loss.with(series(format!("{}, train", way.title), way.colour, 1., losses));
         let errors = epochs.filter_map(|epoch| {
             let values: Vec<f64> = at(epoch).map(|one| 1. - one.accuracy.unwrap_or(f64::NAN)).collect();
             Some((epoch as f64 + 1., mean_interval(&values, LEVEL)?))
         });
-        error = error.with(dash(series(format!("{}, train", way.title), way.colour, 100., errors)));
+        error = error.with(series(format!("{}, train", way.title), way.colour, 100., errors));
     }
     panels.extend([loss, error]);
     let more = "train: mean over the epoch, on curves each batch at a t of its own; test: after it";
@@ -871,15 +870,15 @@ const CLAIMS: [Claim; 6] = [
         id: "bezier-joins",
         statement: "A trained Bézier curve joins them with a far smaller barrier than the straight line's",
         source: "Garipov et al. 2018",
-        statistic: "barrier of the training loss on the Bézier curve over the one on the line (no unit)",
-        rule: Rule::MeanBelow(0.1),
+        statistic: "barrier of the training loss on the Bézier curve minus a tenth of the one on the line (nats)",
+        rule: Rule::MeanBelow(0.),
     },
     Claim {
         id: "chain-joins",
         statement: "So does a trained polygonal chain",
         source: "Garipov et al. 2018",
-        statistic: "barrier of the training loss on the chain over the one on the line (no unit)",
-        rule: Rule::MeanBelow(0.1),
+        statistic: "barrier of the training loss on the chain minus a tenth of the one on the line (nats)",
+        rule: Rule::MeanBelow(0.),
     },
     Claim {
         id: "bezier-test",
@@ -929,8 +928,8 @@ fn judge(settings: &Settings, network: &Network, measured: &[Measured]) -> Vec<O
     let [line, bezier, chain, bezier_test, lowers, removes] = &CLAIMS;
     let mut outcomes = vec![
         judged(line, &|barriers| barriers(LINE, train)[1]),
-        judged(bezier, &|barriers| barriers(BEZIER, train)[0] / barriers(LINE, train)[0]),
-        judged(chain, &|barriers| barriers(CHAIN, train)[0] / barriers(LINE, train)[0]),
+        judged(bezier, &|barriers| barriers(BEZIER, train)[0] - 0.1 * barriers(LINE, train)[0]),
+        judged(chain, &|barriers| barriers(CHAIN, train)[0] - 0.1 * barriers(LINE, train)[0]),
         judged(bezier_test, &|barriers| barriers(BEZIER, test)[1]),
         judged(lowers, &|barriers| barriers(ALIGNED_LINE, train)[0] - barriers(LINE, train)[0]),
     ];
@@ -972,7 +971,8 @@ fn closing_table(measured: &[Measured]) -> ClosingTable {
 mod tests {
     use super::*;
     use crate::command::Arguments;
-    use clap::Parser;
+    use crate::trial::tests::{images, networks, run};
+    use flatland_network::initialise;
     use flatland_statistics::Verdict::{Contradicted, Inconclusive, Supported};
     use std::collections::BTreeMap;
     use tch::Kind;
@@ -982,14 +982,14 @@ mod tests {
         crate::settings::resolve(Paths::PRESETS, &Arguments::read(&command, Paths::FLAGS).unwrap()).unwrap()
     }
 
-    /// Each way has a tent of this height in loss and error, over ends of loss 0.01 and error 0.
+    /// Each way has a tent of this height in loss and error, over ends of loss 0.25 and error 0.
     fn measured(seeds: u64, height: impl Fn(u64, usize) -> f64) -> Vec<Measured> {
         let mut all = Vec::new();
         for seed in 0..seeds {
             for way in 0..WAYS.len() {
                 let at = |t: f64| {
                     let rise = height(seed, way) * (1. - (2. * t - 1.).abs());
-                    let one = Evaluation { loss: 0.01 + rise, accuracy: Some(1. - rise) };
+                    let one = Evaluation { loss: 0.25 + rise, accuracy: Some(1. - rise) };
                     (t, Both { train: one, test: one })
                 };
                 let points = (0..=4).map(|k| at(f64::from(k) / 4.)).collect();
@@ -1017,7 +1017,7 @@ mod tests {
         assert!(narrow.len() == CLAIMS.len() - 1 && !narrow.contains_key("alignment-removes"));
         assert_eq!(verdicts("lenet", 5, [0.5; 5]).len(), CLAIMS.len() - 1);
         assert_eq!(verdicts("784-10", 5, [0.5; 5]).len(), CLAIMS.len() - 1);
-        // One seed, or no barrier to compare with.
+        // One seed, or no barriers at all.
         let one = verdicts("lenet", 1, [0.5, 0.005, 0.004, 0.003, 0.]);
         assert!(one.values().all(|verdict| *verdict == Inconclusive), "{one:?}");
         assert_eq!(verdicts("lenet", 5, [0.; 5])["bezier-joins"], Inconclusive);
@@ -1056,6 +1056,50 @@ mod tests {
             let message = format!("{:#}", Paths::check(&settings(&words)).unwrap_err());
             assert!(message.contains(expected), "{message}");
         }
+    }
+
+    /// An earlier process has left two epochs of five, the first of them marked so that one can see that it was read.
+    #[test]
+    fn a_curve_is_taken_up_where_it_was_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let (network, images) = (&networks()[0], &images(44, 0));
+        let mut settings =
+            settings(&["--set", "curve.epochs=5", "--set", "curve.batch=8", "--set", "curve.bends=2"]);
+        settings.curve.weight_decay = 1e-3;
+        let [first, second] =
+            [0, 1].map(|trial| initialise(network, 0, trial, Kind::Float, Device::Cpu).unwrap());
+        let straight = Curve::straight(Shape::Chain, &first, &second, 2).unwrap();
+        let train = |run: &Run| {
+            let stage = run.progress.stage("curves", 1);
+            train_curve(&settings, run, &stage, (network, images), &straight, (7, WAYS[CHAIN]))
+        };
+        let whole = run(&folder.path().join("whole"));
+        let expected = train(&whole).unwrap();
+        let again = train(&whole).unwrap();
+        assert_eq!((&again.bends, &again.epochs), (&expected.bends, &expected.epochs));
+
+        let mut training = CurveTraining {
+            network,
+            loss: Loss::CrossEntropy,
+            examples: &images.train,
+            batch: 8,
+            weight_decay: 1e-3,
+            stream: (7, stream_of("curve chain")),
+            curve: straight.with_bends(straight.bends()).unwrap(),
+            optimiser: Optimiser::new(settings.curve.optimiser(0.)).unwrap(),
+            epochs: 0,
+        };
+        let mut epochs: Vec<Epoch> = (0..2).map(|_| training.epoch().unwrap()).collect();
+        assert_eq!(epochs, expected.epochs[..2]);
+        epochs[0].loss = 123.;
+        let part = run(&folder.path().join("part"));
+        let file =
+            std::fs::read_dir(whole.folder.file("trials")).unwrap().next().unwrap().unwrap().file_name();
+        let bytes = tensors_to_bytes(&to_numbers(&training, &epochs).unwrap()).unwrap();
+        std::fs::write(part.folder.file("trials").join(file), bytes).unwrap();
+        let resumed = train(&part).unwrap();
+        assert_eq!(resumed.bends, expected.bends);
+        assert_eq!((resumed.epochs[0].loss, &resumed.epochs[1..]), (123., &expected.epochs[1..]));
     }
 
     #[test]
