@@ -130,7 +130,7 @@ fn tables_hold_every_path_and_agree_with_each_other() {
     let mean = find(&means, &[("path", "chain"), ("measure", "loss_barrier"), ("split", "test")]);
     let of_seed = |seed| find(&barriers, &[("seed", seed), ("path", "chain"), ("split", "test")]);
     let [a, b] = ["0", "1"].map(|seed| number(of_seed(seed), "loss_barrier_nats"));
-    close(number(mean, "mean"), (a + b) / 2.);
+    close(number(mean, "mean"), f64::midpoint(a, b));
     for figure in ["training", "paths", "barrier"] {
         let svg = fs::read_to_string(run.join(format!("{figure}.svg"))).unwrap();
         assert!(

@@ -420,9 +420,9 @@ mod tests {
             // Two units of θ₂ are one and the same: either may go to either place.
             let one = theta(&network, 1, kind);
             let twins = parts(&network, &one).unwrap();
-            let _ = twins[0].get(1).copy_(&twins[0].get(0));
-            let _ = twins[1].get(1).copy_(&twins[1].get(0));
-            let _ = twins[2].select(1, 1).copy_(&twins[2].select(1, 0));
+            twins[0].get(1).copy_(&twins[0].get(0));
+            twins[1].get(1).copy_(&twins[1].get(0));
+            twins[2].select(1, 1).copy_(&twins[2].select(1, 0));
             let moved = permute(&network, &one, &shuffled(&network, 3)).unwrap();
             let found = align(&network, &one, &moved, (0, 0), 50).unwrap();
             assert_eq!(found.distances.last(), Some(&0.), "{:?}", found.distances);

@@ -56,6 +56,9 @@ fn bernstein(degree: usize, t: f64) -> Vec<f64> {
     (0..=degree).map(term).collect()
 }
 
+/// Of [0, 1], in which a Bézier curve's length is integrated.
+const PIECES: u32 = 1000;
+
 /// A curve from θ₁ to θ₂.
 #[derive(Debug)]
 pub struct Curve {
@@ -213,7 +216,6 @@ impl Curve {
             // Rounding may leave it below 0 where the curve stands still.
             (degree + 1) as f64 * if square < 0. { 0. } else { square.sqrt() }
         };
-        const PIECES: u32 = 1000;
         let width = 1. / f64::from(PIECES);
         let piece = |k: u32| {
             let start = f64::from(k) * width;
@@ -501,8 +503,8 @@ mod tests {
             let examples = examples(kind);
             let mut trained = training(&network, &examples, 0.1, kind);
             let Curve { ends, bends, .. } = &trained.curve;
-            let (a, b, mut w) = (ends[0].copy(), ends[1].copy(), bends.get(0).copy());
-            let mut velocity = w.zeros_like();
+            let (first, second, mut bend) = (ends[0].copy(), ends[1].copy(), bends.get(0).copy());
+            let mut velocity = bend.zeros_like();
             let mut losses = Vec::new();
             for epoch in 0..2 {
                 let order = epoch_order((3, 1), epoch, 63);
@@ -511,14 +513,15 @@ mod tests {
                 for batch in order.chunks(20) {
                     let t: f64 = places.r#gen();
                     let (x, targets) = examples.chosen(&Tensor::from_slice(batch)).unwrap();
-                    let free = w.detach().copy().set_requires_grad(true);
-                    let point = &a * ((1. - t) * (1. - t)) + &free * (2. * t * (1. - t)) + &b * (t * t);
+                    let free = bend.detach().copy().set_requires_grad(true);
+                    let point =
+                        &first * ((1. - t) * (1. - t)) + &free * (2. * t * (1. - t)) + &second * (t * t);
                     let loss =
                         Loss::CrossEntropy.mean(&network.forward(&point, &x).unwrap(), &targets).unwrap();
                     sum += loss.double_value(&[]) * batch.len() as f64;
                     (loss + point.square().sum(kind) * 0.005).backward();
                     velocity = velocity * 0.9 + free.grad();
-                    w = (w - &velocity * 0.1).detach();
+                    bend = (bend - &velocity * 0.1).detach();
                 }
                 losses.push(sum / 63.);
             }
@@ -526,8 +529,8 @@ mod tests {
                 let found = trained.epoch().unwrap().loss;
                 assert!((found - expected).abs() < 100. * tolerance, "{found} {expected}");
             }
-            assert!(trained.curve.bends.get(0).allclose(&w, 100. * tolerance, 100. * tolerance, false));
-            assert_eq!((&trained.curve.ends[0], &trained.curve.ends[1]), (&a, &b));
+            assert!(trained.curve.bends.get(0).allclose(&bend, 100. * tolerance, 100. * tolerance, false));
+            assert_eq!((&trained.curve.ends[0], &trained.curve.ends[1]), (&first, &second));
         }
     }
 

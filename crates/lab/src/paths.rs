@@ -912,29 +912,52 @@ fn is_wide(network: &Network) -> bool {
     !hidden.is_empty() && hidden.iter().all(|layer| layer.outputs >= WIDE)
 }
 
+/// One seed's paths, for the claims.
+struct OneSeed<'a> {
+    measured: &'a [Measured],
+    seed: u64,
+}
+
+impl OneSeed<'_> {
+    fn barriers(&self, way: usize, of: fn(&Both) -> Evaluation) -> [f64; 2] {
+        let mine = of_way(self.measured, way).find(|one| one.seed == self.seed);
+        mine.map_or([f64::NAN; 2], |one| one.barriers(of))
+    }
+
+    fn train_loss(&self, way: usize) -> f64 {
+        self.barriers(way, |both| both.train)[0]
+    }
+
+    fn train_error(&self, way: usize) -> f64 {
+        self.barriers(way, |both| both.train)[1]
+    }
+
+    fn test_error(&self, way: usize) -> f64 {
+        self.barriers(way, |both| both.test)[1]
+    }
+
+    /// Below 0 where the barrier of the training loss is less than a tenth of the line's.
+    fn beyond_a_tenth(&self, way: usize) -> f64 {
+        self.train_loss(way) - 0.1 * self.train_loss(LINE)
+    }
+}
+
 /// The claim on wide networks is judged on such alone.
 fn judge(settings: &Settings, network: &Network, measured: &[Measured]) -> Vec<Outcome> {
-    let of_seed = |way: usize, seed: u64| of_way(measured, way).find(|one| one.seed == seed);
-    let judged = |claim: &Claim, of: &dyn Fn(&dyn Fn(usize, bool) -> [f64; 2]) -> f64| {
-        let values = Paths::seeds(settings).into_iter().map(|seed| {
-            of(&|way, test| {
-                let of = SPLITS[usize::from(test)].1;
-                of_seed(way, seed).map_or([f64::NAN; 2], |one| one.barriers(of))
-            })
-        });
+    let judged = |claim: &Claim, of: &dyn Fn(OneSeed) -> f64| {
+        let values = Paths::seeds(settings).into_iter().map(|seed| of(OneSeed { measured, seed }));
         claim.judge(&values.collect::<Vec<_>>())
     };
-    let (train, test) = (false, true);
     let [line, bezier, chain, bezier_test, lowers, removes] = &CLAIMS;
     let mut outcomes = vec![
-        judged(line, &|barriers| barriers(LINE, train)[1]),
-        judged(bezier, &|barriers| barriers(BEZIER, train)[0] - 0.1 * barriers(LINE, train)[0]),
-        judged(chain, &|barriers| barriers(CHAIN, train)[0] - 0.1 * barriers(LINE, train)[0]),
-        judged(bezier_test, &|barriers| barriers(BEZIER, test)[1]),
-        judged(lowers, &|barriers| barriers(ALIGNED_LINE, train)[0] - barriers(LINE, train)[0]),
+        judged(line, &|one| one.train_error(LINE)),
+        judged(bezier, &|one| one.beyond_a_tenth(BEZIER)),
+        judged(chain, &|one| one.beyond_a_tenth(CHAIN)),
+        judged(bezier_test, &|one| one.test_error(BEZIER)),
+        judged(lowers, &|one| one.train_loss(ALIGNED_LINE) - one.train_loss(LINE)),
     ];
     if is_wide(network) {
-        outcomes.push(judged(removes, &|barriers| barriers(ALIGNED_LINE, train)[1]));
+        outcomes.push(judged(removes, &|one| one.train_error(ALIGNED_LINE)));
     }
     outcomes
 }
