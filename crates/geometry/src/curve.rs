@@ -110,7 +110,8 @@ impl Curve {
             return refuse("θ₂", theta2, format!("θ₁'s, {size:?}"));
         }
         let ends = [theta1.f_detach_copy()?, theta2.f_detach_copy()?];
-        Self { shape, ends, bends: theta1.shallow_clone() }.with_bends(bends)
+        let unbent = theta1.f_unsqueeze(0)?.f_narrow(0, 0, 0)?;
+        Self { shape, ends, bends: unbent }.with_bends(bends)
     }
 
     /// The same ends, sharing memory, with other bends `[n, P]`, which are copied.
