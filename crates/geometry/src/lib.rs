@@ -1,6 +1,8 @@
 //! What the loss looks like around θ, or between two of them, and how strongly it reacts to the input.
 
+mod align;
 mod critical;
+mod curve;
 mod dense_hessian;
 mod density;
 mod eigenpairs;
@@ -13,10 +15,12 @@ mod sensitivity;
 mod sharpness;
 mod trace;
 
+pub use align::{AlignError, Alignment, align, permute};
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
 pub use density::{DensitySettings, Quadrature, spectral_density};
 pub use eigenpairs::{EigenSettings, Eigenpairs, Progress, eigenpairs};
 pub use flatland_network::Curvature;
+pub use curve::{Curve, CurveError, CurveTraining, Shape};
 pub use hessian::{HessianError, eigenvalues, hessian};
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
 pub use operator::{CurvatureError, CurvatureOperator, Matrix, Of, Symmetric};

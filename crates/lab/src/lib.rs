@@ -24,6 +24,7 @@ pub mod flatness;
 pub mod gradient_norm;
 pub mod measures;
 pub mod minimal_ratio;
+pub mod paths;
 pub mod random_labels;
 pub mod sensitivity;
 pub mod sharpness;
@@ -47,4 +48,5 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<spectrum::Spectrum>(),
     Entry::of::<sharpness::Sharpness>(),
     Entry::of::<measures::Measures>(),
+    Entry::of::<paths::Paths>(),
 ];

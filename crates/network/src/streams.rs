@@ -21,6 +21,10 @@ pub enum Purpose {
     Noise = 7,
     /// Vectors that a matrix is probed with.
     Probe = 16,
+    /// Where on a curve each step of its training looks.
+    Curve = 5,
+    /// The order of layers within a sweep of an alignment.
+    Alignment = 4,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.
