@@ -231,6 +231,7 @@ def ways(choice: dict) -> str:
     order = ("way", "columns", "pool", "channels_last", "chunk", "kept", "processes", "threads", "ncv")
     # What one vector, or a single batch of everything, makes meaningless is left out.
     hidden = {"columns"} if choice.get("columns") == "one" else set()
+    hidden |= {"chunk"} if "way" not in choice and choice.get("kept") else set()
     return ", ".join(
         f"{key} {str(choice[key]).lower()}" for key in order if choice.get(key) is not None and key not in hidden
     )
@@ -352,8 +353,8 @@ def main() -> None:
         "- The peers' settings: the fastest of threads or a process a core, of ReLU before or after the pooling or its maximum by views, of "
         "two layouts, of chunks of 50 to 1,000 and, for blocks, of a matrix or column after column, one setting at a time by short "
         f"trials on 2,500 images; glibc's allocator told to keep blocks, eager mode (torch.compile was not tried). PyTorch, tuned: the fastest of double "
-        "backward (its first-order graph kept or not), forward over reverse and reverse over forward mode, and Pearlmutter's R-operator written out "
-        f"for LeNet. Chosen: {chosen_ways}.",
+        "backward (its first-order graph kept or not), forward over reverse and reverse over forward mode, and Pearlmutter's R-operator written out for "
+        f"LeNet ('kept': what does not depend on the vector is kept). Chosen: {chosen_ways}.",
         f"- {versions}.",
         *origin(),
     ]  # fmt: skip

@@ -379,14 +379,15 @@ def alternatives(peer: str, task: str, vectors: int) -> Iterator[tuple[dict, dic
     elif peer == "curvlinops":
         columns = {"columns": ["matrix", "one"]} if vectors > 1 else {}
         yield {**start, "way": "curvlinops", "columns": "matrix"}, {"cores": cores, **columns, **images, **sizes}
-    elif task == "ggn":
-        for way in ("dual", "func"):
-            columns = {"columns": ["one", "matrix"]} if way == "func" and vectors > 1 else {}
-            yield {**start, "way": way, "columns": "one"}, {"cores": cores, **columns, **images, **sizes}
     else:
-        for way in ("double-backward", "reverse-over-forward", "forward-over-reverse", "r-operator"):
+        ways = {
+            "hvp": ("double-backward", "reverse-over-forward", "forward-over-reverse", "r-operator"),
+            "ggn": ("dual", "func", "r-operator"),
+        }
+        for way in ways["ggn" if task == "ggn" else "hvp"]:
             begin = {**start, "way": way, "columns": "one", "kept": False}
-            columns = {"columns": ["one", "matrix"]} if way == "forward-over-reverse" and vectors > 1 else {}
+            mapped = vectors > 1 and way in ("forward-over-reverse", "func", "r-operator")
+            columns = {"columns": ["one", "matrix"]} if mapped else {}
             kept = {"kept": [False, True]} if way in ("double-backward", "r-operator") else {}
             # The R-operator has its own pooling.
             variants = {"channels_last": images["channels_last"]} if way == "r-operator" else images

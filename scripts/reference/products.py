@@ -163,78 +163,98 @@ def mapped_or_not(one: Callable, parameters: list, parts: list, count: int, choi
     return product
 
 
-def r_operator(net: Net, parts: list, choice: dict) -> Product:
-    """Pearlmutter's R-operator (1994), layer by layer: first-order kernels only, and what does not depend on v (activations,
-    winners of the pooling, gradients) is kept from product to product. Takes all vectors through the first convolution at once."""
+def r_operator(matrix: str) -> Callable[..., Product]:
+    """Pearlmutter's R-operator (1994), layer by layer: first-order kernels only, and what does not depend on v (activations, winners
+    of the pooling, gradients) is, where `kept`, kept from product to product. Backwards, the Gauss-Newton matrix has only the terms
+    without the gradients d. `columns`: all vectors go through the first convolution at once, or each alone."""
+
+    def make(net: Net, parts: list, choice: dict) -> Product:
+        return r_product(net, parts, choice, hessian=matrix == "hvp")
+
+    return make
+
+
+def pooled(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """2x2 maxima after ReLU, their indices, and where ReLU passes them on."""
+    largest, winners = F.max_pool2d(a, 2, return_indices=True)
+    return F.relu(largest), winners, (largest > 0).to(a.dtype)
+
+
+def taken(a: Tensor, winners: Tensor) -> Tensor:
+    """What a pooling takes of a tangent."""
+    return a.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
+
+
+def spread(delta: Tensor, winners: Tensor, side: int) -> Tensor:
+    """A gradient back through a pooling."""
+    whole = delta.new_zeros(*delta.shape[:2], side * side)
+    return whole.scatter_(2, winners.flatten(2), delta.flatten(2)).view(*delta.shape[:2], side, side)
+
+
+def to_weight(x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
+    return torch.nn.grad.conv2d_weight(x, weight.shape, delta)
+
+
+def to_input(x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
+    return torch.nn.grad.conv2d_input(x.shape, weight, delta)
+
+
+def r_product(net: Net, parts: list, choice: dict, hessian: bool) -> Product:
+    """h: activations, i: winners, m: masks of ReLU, p: probabilities, d: gradients; r and e: derivatives of h and d along v."""
     parameters, count = [p.detach() for p in net.parameters()], count_of(parts)
     w1, _, w2, _, w3, _, w4, _, w5, _ = parameters
-    layer_1, layer_2 = net.conv1, net.conv2
 
-    def pooled(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        largest, winners = F.max_pool2d(a, 2, return_indices=True)
-        return F.relu(largest), winners, (largest > 0).to(a.dtype)
-
-    def taken(a: Tensor, winners: Tensor) -> Tensor:
-        return a.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
-
-    def spread(pooled: Tensor, winners: Tensor, side: int) -> Tensor:
-        whole = pooled.new_zeros(*pooled.shape[:2], side * side)
-        return whole.scatter_(2, winners.flatten(2), pooled.flatten(2)).view(*pooled.shape[:2], side, side)
-
-    def to_weight(x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
-        return torch.nn.grad.conv2d_weight(x, weight.shape, delta)
-
-    def to_input(x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
-        return torch.nn.grad.conv2d_input(x.shape, weight, delta)
-
+    @torch.no_grad()
     def still(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        h1, i1, m1 = pooled(layer_1(x))
-        h2, i2, m2 = pooled(layer_2(h1))
+        """All that does not depend on v."""
+        h1, i1, m1 = pooled(net.conv1(x))
+        h2, i2, m2 = pooled(net.conv2(h1))
         s3 = net.fc1(h2.flatten(1))
         h3 = F.relu(s3)
         s4 = net.fc2(h3)
         h4 = F.relu(s4)
+        m3, m4 = (s3 > 0).to(h3.dtype), (s4 > 0).to(h4.dtype)
         p = net.fc3(h4).softmax(1)
-        d5 = (p - F.one_hot(y, 10)) / count
-        m4, m3 = (s4 > 0).to(p.dtype), (s3 > 0).to(p.dtype)
-        d4 = (d5 @ w5) * m4
-        d3 = (d4 @ w4) * m3
-        d2 = spread((d3 @ w3).view_as(h2) * m2, i2, 10)
-        return dict(h1=h1, i1=i1, m1=m1, h2=h2, i2=i2, m2=m2, h3=h3, m3=m3, h4=h4, m4=m4, p=p, d5=d5, d4=d4, d3=d3, d2=d2)
+        found = dict(h1=h1, i1=i1, m1=m1, h2=h2, i2=i2, m2=m2, h3=h3, m3=m3, h4=h4, m4=m4, p=p)
+        if hessian:
+            d5 = (p - F.one_hot(y, p.shape[1])) / count
+            d4 = (d5 @ w5) * m4
+            d3 = (d4 @ w4) * m3
+            found |= dict(d5=d5, d4=d4, d3=d3, d2=spread((d3 @ w3).view_as(h2) * m2, i2, 10))
+        return found
 
-    @torch.no_grad()
-    def kept_of(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return still(x, y)
-
-    kept = [kept_of(x, y) for x, y in parts] if choice["kept"] else None
+    kept = [still(x, y) for x, y in parts] if choice["kept"] else None
 
     def one(x: Tensor, k: dict[str, Tensor], first: Tensor, vector: list[Tensor]) -> Tensor:
+        """`first`: the derivative of the first convolution along v."""
         _, _, v2, c2, v3, c3, v4, c4, v5, c5 = vector
         r1 = taken(first, k["i1"]) * k["m1"]
+        # Two terms each: channels side by side make one convolution of them.
         r2 = taken(F.conv2d(torch.cat([k["h1"], r1], 1), torch.cat([v2, w2], 1), c2), k["i2"]) * k["m2"]
         h2, q2 = k["h2"].flatten(1), r2.flatten(1)
         r3 = torch.addmm(torch.addmm(c3, h2, v3.T), q2, w3.T) * k["m3"]
         r4 = torch.addmm(torch.addmm(c4, k["h3"], v4.T), r3, w4.T) * k["m4"]
         r5 = torch.addmm(torch.addmm(c5, k["h4"], v5.T), r4, w5.T)
         e5 = k["p"] * (r5 - (k["p"] * r5).sum(1, keepdim=True)) / count
-        e4 = torch.addmm(k["d5"] @ v5, e5, w5) * k["m4"]
-        e3 = torch.addmm(k["d4"] @ v4, e4, w4) * k["m3"]
-        e2 = torch.addmm(k["d3"] @ v3, e3, w3).view_as(r2) * k["m2"]
-        e2 = spread(e2, k["i2"], 10)
-        # Two terms each: channels side by side make one convolution of them.
-        both = torch.cat([e2, k["d2"]], 1)
-        e1 = spread(to_input(k["h1"], torch.cat([w2, v2], 0), both) * k["m1"], k["i1"], 28)
-        g2 = to_weight(k["h1"], w2, e2) + to_weight(r1, w2, k["d2"])
-        return joined(
-            [
-                to_weight(x, w1, e1), e1.sum((0, 2, 3)),
-                g2, e2.sum((0, 2, 3)),
-                torch.addmm(e3.T @ h2, k["d3"].T, q2), e3.sum(0),
-                torch.addmm(e4.T @ k["h3"], k["d4"].T, r3), e4.sum(0),
-                torch.addmm(e5.T @ k["h4"], k["d5"].T, r4), e5.sum(0),
-            ],
-            0,
-        )  # fmt: skip
+        if hessian:
+            e4 = torch.addmm(k["d5"] @ v5, e5, w5) * k["m4"]
+            e3 = torch.addmm(k["d4"] @ v4, e4, w4) * k["m3"]
+            e2 = spread(torch.addmm(k["d3"] @ v3, e3, w3).view_as(r2) * k["m2"], k["i2"], 10)
+            e1 = to_input(k["h1"], torch.cat([w2, v2], 0), torch.cat([e2, k["d2"]], 1))
+            g5 = torch.addmm(e5.T @ k["h4"], k["d5"].T, r4)
+            g4 = torch.addmm(e4.T @ k["h3"], k["d4"].T, r3)
+            g3 = torch.addmm(e3.T @ h2, k["d3"].T, q2)
+            g2 = to_weight(k["h1"], w2, e2) + to_weight(r1, w2, k["d2"])
+        else:
+            e4 = (e5 @ w5) * k["m4"]
+            e3 = (e4 @ w4) * k["m3"]
+            e2 = spread((e3 @ w3).view_as(r2) * k["m2"], k["i2"], 10)
+            e1 = to_input(k["h1"], w2, e2)
+            g5, g4, g3, g2 = e5.T @ k["h4"], e4.T @ k["h3"], e3.T @ h2, to_weight(k["h1"], w2, e2)
+        e1 = spread(e1 * k["m1"], k["i1"], 28)
+        of_weights = [to_weight(x, w1, e1), g2, g3, g4, g5]
+        of_biases = [e1.sum((0, 2, 3)), e2.sum((0, 2, 3)), e3.sum(0), e4.sum(0), e5.sum(0)]
+        return joined([part for pair in zip(of_weights, of_biases) for part in pair], 0)
 
     @torch.no_grad()
     def product(vectors: Tensor) -> Tensor:
@@ -243,9 +263,11 @@ def r_operator(net: Net, parts: list, choice: dict) -> Product:
         total = torch.zeros_like(vectors)
         for index, (x, y) in enumerate(parts):
             k = still(x, y) if kept is None else kept[index]
-            first = F.conv2d(x, weights, biases).split(len(w1), 1)
-            for row in range(len(rows)):
-                total[row] += one(x, k, first[row], rows[row])
+            together = choice["columns"] == "matrix"
+            firsts = F.conv2d(x, weights, biases).split(len(w1), 1) if together else [None] * len(rows)
+            for row, first in enumerate(firsts):
+                first = F.conv2d(x, rows[row][0], rows[row][1]) if first is None else first
+                total[row] += one(x, k, first, rows[row])
         return total
 
     return product
@@ -287,8 +309,13 @@ WAYS: dict[str, dict[str, Callable[..., Product]]] = {
         "double-backward": double_backward,
         "reverse-over-forward": reverse_over_forward,
         "forward-over-reverse": forward_over_reverse,
-        "r-operator": r_operator,
+        "r-operator": r_operator("hvp"),
         "curvlinops": curvlinops_product("hvp"),
     },
-    "ggn": {"dual": gauss_newton, "func": gauss_newton_func, "curvlinops": curvlinops_product("ggn")},
+    "ggn": {
+        "dual": gauss_newton,
+        "func": gauss_newton_func,
+        "r-operator": r_operator("ggn"),
+        "curvlinops": curvlinops_product("ggn"),
+    },
 }
