@@ -133,8 +133,12 @@ class Bench:
             matrix = "hvp" if work.task in ("top", "trace") else work.task
             key = (peer, matrix, 1 if peer == "pyhessian" else work.vectors)
             if key not in self.tuned:
-                self.tuned[key] = json.loads(self.python("tune", peer, work.task, *arguments))
-            self.choices[name][peer] = self.tuned[key]
+                task = work.task if peer == "pyhessian" else matrix
+                self.tuned[key] = json.loads(self.python("tune", peer, task, *arguments))
+            choice = self.tuned[key]
+            if work.task == "top" and "way" in choice:
+                choice = json.loads(self.python("tune", peer, "top", *arguments, "--choice", json.dumps(choice)))
+            self.choices[name][peer] = choice
 
     def ours(self, work: Work, seed: int) -> dict:
         tolerance = STANDARD_ERROR if work.task == "trace" else self.options.tolerance
@@ -224,10 +228,13 @@ def how(work: Work, side: str, found: list[dict]) -> str:
 
 
 def ways(choice: dict) -> str:
-    order = ("way", "columns", "pool", "channels_last", "chunk", "kept", "processes", "threads")
+    order = ("way", "columns", "pool", "channels_last", "chunk", "kept", "processes", "threads", "ncv")
     # What one vector, or a single batch of everything, makes meaningless is left out.
     hidden = {"columns"} if choice.get("columns") == "one" else set()
-    return ", ".join(f"{key} {str(choice[key]).lower()}" for key in order if key in choice and key not in hidden)
+    hidden |= {"chunk"} if "way" not in choice and choice.get("kept") else set()
+    return ", ".join(
+        f"{key} {str(choice[key]).lower()}" for key in order if choice.get(key) is not None and key not in hidden
+    )
 
 
 def table(chosen: dict[str, Work], measured: dict, options: argparse.Namespace) -> list[str]:
@@ -332,7 +339,7 @@ def main() -> None:
         "cores for either. Both sides are warm: start-up, reading files and a first call are not in the times. Medians (min–max) "
         f"of {options.rounds} round(s), the sides in turn; above 1 in the last column means that Flatland is faster.",
         "", *table(chosen, measured, options), "",
-        *(["- Eigenvalues: curvlinops and PyTorch, tuned, by SciPy's eigsh (ARPACK), which stops on residuals as ours; PyHessian by power "
+        *(["- Eigenvalues: curvlinops and PyTorch, tuned, by SciPy's eigsh (ARPACK), which stops on residuals as ours, with the number of Lanczos vectors (ncv) that needs the fewest products; PyHessian by power "
            "iteration with deflation, whose tolerance is of the change between two steps. Residuals: ‖H v - λ v‖ / |λ|."]
           if "top" in tasks else []),
         *([f"- Trace: ours runs until its standard error is 2 % of the trace. The peers' Hutchinson runs {options.probes} probes a round; "
@@ -346,8 +353,8 @@ def main() -> None:
         "- The peers' settings: the fastest of threads or a process a core, of ReLU before or after the pooling or its maximum by views, of "
         "two layouts, of chunks of 50 to 1,000 and, for blocks, of a matrix or column after column, one setting at a time by short "
         f"trials on 2,500 images; glibc's allocator told to keep blocks, eager mode (torch.compile was not tried). PyTorch, tuned: the fastest of double "
-        "backward (its first-order graph kept or not), forward over reverse and reverse over forward mode, and Pearlmutter's R-operator written out "
-        f"for LeNet. Chosen: {chosen_ways}.",
+        "backward (its first-order graph kept or not), forward over reverse and reverse over forward mode, and Pearlmutter's R-operator written out for "
+        f"LeNet ('kept': what does not depend on the vector is kept). Chosen: {chosen_ways}.",
         f"- {versions}.",
         *origin(),
     ]  # fmt: skip

@@ -2,7 +2,8 @@
 
     geometry.py train   --data DIR --weights FILE      trains LeNet for two epochs and writes its weights (seed 0)
     geometry.py draw    --weights FILE --directions F  the vectors and directions that both sides use, drawn once (seed 0)
-    geometry.py tune    PEER TASK …                    the peer's fastest settings for the task, as JSON
+    geometry.py tune    PEER TASK …                    the peer's fastest settings for the task, as JSON; with --choice only those
+                                                       that are of this task and not of its products
     geometry.py measure PEER TASK … --choice JSON      one measurement
     geometry.py top5    --data DIR --weights FILE      curvlinops' five largest eigenvalues; trains first where FILE is missing
 
@@ -39,10 +40,9 @@ import numpy as np
 import torch
 from classifiers import for_lenet, keep_large_blocks, laid_out, sgd, train
 from networks import LeNet, flat
+from products import WAYS, Product, chunks, joined, network, split
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.autograd import forward_ad, grad
-from torch.func import functional_call, jvp, vmap
+from torch import Tensor
 from torch.nn import functional as F
 
 CORES = torch.get_num_threads()
@@ -50,30 +50,6 @@ BLOCK = 8
 TOP = 5
 # Which way is the fastest is found on so many examples: some hundred MB of activations, far more than any cache.
 TUNED_ON = 2_500
-
-# V [K, P] to the matrix times each row, [K, P]: of the mean loss over the examples that it was made for.
-Product = Callable[[Tensor], Tensor]
-
-
-class Net(LeNet):
-    """LeNet; `pool` says how a block ends, the same numbers each time: `relu-first` as it is usually written, `relu-last`
-    with a quarter of the work, `views` by the maximum of strided views instead of max_pool2d."""
-
-    def __init__(self, pool: str = "relu-first"):
-        super().__init__(relu_first=pool == "relu-first")
-        self.views = pool == "views"
-
-    def pool(self, x: Tensor) -> Tensor:
-        if not self.views:
-            return super().pool(x)
-        rows = torch.maximum(x[..., ::2, :], x[..., 1::2, :])
-        return F.relu(torch.maximum(rows[..., ::2], rows[..., 1::2]))
-
-
-def network(weights: dict[str, Tensor], choice: dict) -> Net:
-    net = Net(choice["pool"])
-    net.load_state_dict(weights)
-    return net.to(memory_format=torch.channels_last) if choice["channels_last"] else net
 
 
 def read(folder: str, name: str, header: int) -> np.ndarray:
@@ -93,265 +69,6 @@ def data(folder: str, count: int | None) -> tuple[Tensor, Tensor]:
     if count is not None and len(labels) < count:
         sys.exit(f"geometry: --examples is {count}, but there are {len(labels)} training images")
     return for_lenet(pixels.copy()), torch.from_numpy(labels.copy()).long()
-
-
-def split(vectors: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """`[…, P]` as tensors of the shapes of the parameters, `[…, shape]`."""
-    parts = vectors.split([p.numel() for p in parameters], -1)
-    return [part.reshape(*vectors.shape[:-1], *p.shape) for part, p in zip(parts, parameters)]
-
-
-def joined(tensors: tuple[Tensor, ...] | list[Tensor], batch_dimensions: int) -> Tensor:
-    return torch.cat([tensor.detach().flatten(batch_dimensions) for tensor in tensors], -1)
-
-
-def chunks(images: Tensor, labels: Tensor, choice: dict) -> list[tuple[Tensor, Tensor]]:
-    size = choice["chunk"]
-    return [(laid_out(x, choice), y) for x, y in zip(images.split(size), labels.split(size))]
-
-
-# The ways to a product. Each takes the network and the chunks, and sums over these.
-
-
-def curvlinops_product(matrix: str) -> Callable[..., Product]:
-    def make(net: Net, parts: list, choice: dict) -> Product:
-        import curvlinops
-
-        operator = {"hvp": curvlinops.HessianLinearOperator, "ggn": curvlinops.GGNLinearOperator}[matrix]
-        count = sum(len(y) for _, y in parts)
-        of = operator(
-            net, nn.CrossEntropyLoss(), list(net.parameters()), parts, check_deterministic=False, num_data=count
-        )
-
-        def product(vectors: Tensor) -> Tensor:
-            if choice["columns"] == "matrix":
-                return (of @ vectors.T).T
-            return torch.stack([of @ vector for vector in vectors])
-
-        return product
-
-    return make
-
-
-def added(parts: list, count: int, of: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
-    total = None
-    for x, y in parts:
-        found = of(x, y, len(y) / count)
-        total = found if total is None else total.add_(found)
-    return total
-
-
-def count_of(parts: list) -> int:
-    return sum(len(y) for _, y in parts)
-
-
-def double_backward(net: Net, parts: list, choice: dict) -> Product:
-    """`∇(∇L · v)`; the graph of a chunk's gradient serves all vectors, and, where `kept`, all later products too."""
-    parameters, count = list(net.parameters()), count_of(parts)
-
-    def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        return grad(F.cross_entropy(net(x), y, reduction="sum") / count, parameters, create_graph=True)
-
-    kept = [gradient(x, y) for x, y in parts] if choice["kept"] else None
-
-    def product(vectors: Tensor) -> Tensor:
-        total = torch.zeros_like(vectors)
-        for index, (x, y) in enumerate(parts):
-            of = gradient(x, y) if kept is None else kept[index]
-            for row, vector in enumerate(vectors):
-                last = kept is None and row + 1 == len(vectors)
-                found = grad(of, parameters, grad_outputs=split(vector, parameters), retain_graph=not last)
-                total[row] += joined(found, 0)
-        return total
-
-    return product
-
-
-def functional(net: Net, x: Tensor) -> Callable[..., Tensor]:
-    names = [name for name, _ in net.named_parameters()]
-    return lambda *values: functional_call(net, dict(zip(names, values)), (x,))
-
-
-def forward_over_reverse(net: Net, parts: list, choice: dict) -> Product:
-    """The derivative of the gradient along v, forwards: torch.func's jvp of grad."""
-    parameters, count = list(net.parameters()), count_of(parts)
-    values = tuple(p.detach() for p in parameters)
-
-    def one(x: Tensor, y: Tensor, weight: float, *vector: Tensor) -> tuple[Tensor, ...]:
-        outputs = functional(net, x)
-        gradient = torch.func.grad(lambda *p: F.cross_entropy(outputs(*p), y), tuple(range(len(values))))
-        return jvp(gradient, values, tuple(part * weight for part in vector))[1]
-
-    return mapped_or_not(one, parameters, parts, count, choice)
-
-
-def reverse_over_forward(net: Net, parts: list, choice: dict) -> Product:
-    """The gradient of the derivative of the loss along v: one forward pass with tangents, one backward. The derivative of
-    cross-entropy is written out, since PyTorch's for log_softmax changes in place what the backward pass needs."""
-    parameters, count = list(net.parameters()), count_of(parts)
-    names = [name for name, _ in net.named_parameters()]
-
-    def one(x: Tensor, y: Tensor, weight: float, *vector: Tensor) -> tuple[Tensor, ...]:
-        with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(p, part) for p, part in zip(parameters, vector)]
-            z, along = forward_ad.unpack_dual(functional_call(net, dict(zip(names, duals)), (x,)))
-            slope = (z.softmax(1) - F.one_hot(y, z.shape[1])) * (weight / len(y))
-            return grad((slope * along).sum(), parameters)
-
-    return one_by_one(one, parameters, parts, count)
-
-
-def one_by_one(one: Callable, parameters: list, parts: list, count: int) -> Product:
-    def product(vectors: Tensor) -> Tensor:
-        rows = [split(vector, parameters) for vector in vectors]
-        return added(
-            parts, count, lambda x, y, weight: torch.stack([joined(one(x, y, weight, *row), 0) for row in rows])
-        )
-
-    return product
-
-
-def mapped_or_not(one: Callable, parameters: list, parts: list, count: int, choice: dict) -> Product:
-    if choice["columns"] == "one":
-        return one_by_one(one, parameters, parts, count)
-    mapped = vmap(one, (None, None, None, *[0] * len(parameters)))
-
-    def product(vectors: Tensor) -> Tensor:
-        rows = split(vectors, parameters)
-        return added(parts, count, lambda x, y, weight: joined(mapped(x, y, weight, *rows), 1))
-
-    return product
-
-
-def r_operator(net: Net, parts: list, choice: dict) -> Product:
-    """Pearlmutter's R-operator (1994), layer by layer: first-order kernels only, and what does not depend on v (activations,
-    winners of the pooling, gradients) is kept from product to product. Takes all vectors through the first convolution at once."""
-    parameters, count = [p.detach() for p in net.parameters()], count_of(parts)
-    w1, _, w2, _, w3, _, w4, _, w5, _ = parameters
-    layer_1, layer_2 = net.conv1, net.conv2
-
-    def pooled(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        largest, winners = F.max_pool2d(a, 2, return_indices=True)
-        return F.relu(largest), winners, (largest > 0).to(a.dtype)
-
-    def taken(a: Tensor, winners: Tensor) -> Tensor:
-        return a.flatten(2).gather(2, winners.flatten(2)).view_as(winners)
-
-    def spread(pooled: Tensor, winners: Tensor, side: int) -> Tensor:
-        whole = pooled.new_zeros(*pooled.shape[:2], side * side)
-        return whole.scatter_(2, winners.flatten(2), pooled.flatten(2)).view(*pooled.shape[:2], side, side)
-
-    def to_weight(x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
-        return torch.nn.grad.conv2d_weight(x, weight.shape, delta)
-
-    def to_input(x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
-        return torch.nn.grad.conv2d_input(x.shape, weight, delta)
-
-    def still(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        h1, i1, m1 = pooled(layer_1(x))
-        h2, i2, m2 = pooled(layer_2(h1))
-        s3 = net.fc1(h2.flatten(1))
-        h3 = F.relu(s3)
-        s4 = net.fc2(h3)
-        h4 = F.relu(s4)
-        p = net.fc3(h4).softmax(1)
-        d5 = (p - F.one_hot(y, 10)) / count
-        m4, m3 = (s4 > 0).to(p.dtype), (s3 > 0).to(p.dtype)
-        d4 = (d5 @ w5) * m4
-        d3 = (d4 @ w4) * m3
-        d2 = spread((d3 @ w3).view_as(h2) * m2, i2, 10)
-        return dict(h1=h1, i1=i1, m1=m1, h2=h2, i2=i2, m2=m2, h3=h3, m3=m3, h4=h4, m4=m4, p=p, d5=d5, d4=d4, d3=d3, d2=d2)
-
-    @torch.no_grad()
-    def kept_of(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return still(x, y)
-
-    kept = [kept_of(x, y) for x, y in parts] if choice["kept"] else None
-
-    def one(x: Tensor, k: dict[str, Tensor], first: Tensor, vector: list[Tensor]) -> Tensor:
-        _, _, v2, c2, v3, c3, v4, c4, v5, c5 = vector
-        r1 = taken(first, k["i1"]) * k["m1"]
-        r2 = taken(F.conv2d(torch.cat([k["h1"], r1], 1), torch.cat([v2, w2], 1), c2), k["i2"]) * k["m2"]
-        h2, q2 = k["h2"].flatten(1), r2.flatten(1)
-        r3 = torch.addmm(torch.addmm(c3, h2, v3.T), q2, w3.T) * k["m3"]
-        r4 = torch.addmm(torch.addmm(c4, k["h3"], v4.T), r3, w4.T) * k["m4"]
-        r5 = torch.addmm(torch.addmm(c5, k["h4"], v5.T), r4, w5.T)
-        e5 = k["p"] * (r5 - (k["p"] * r5).sum(1, keepdim=True)) / count
-        e4 = torch.addmm(k["d5"] @ v5, e5, w5) * k["m4"]
-        e3 = torch.addmm(k["d4"] @ v4, e4, w4) * k["m3"]
-        e2 = torch.addmm(k["d3"] @ v3, e3, w3).view_as(r2) * k["m2"]
-        e2 = spread(e2, k["i2"], 10)
-        # Two terms each: channels side by side make one convolution of them.
-        both = torch.cat([e2, k["d2"]], 1)
-        e1 = spread(to_input(k["h1"], torch.cat([w2, v2], 0), both) * k["m1"], k["i1"], 28)
-        g2 = to_weight(k["h1"], w2, e2) + to_weight(r1, w2, k["d2"])
-        return joined(
-            [
-                to_weight(x, w1, e1), e1.sum((0, 2, 3)),
-                g2, e2.sum((0, 2, 3)),
-                torch.addmm(e3.T @ h2, k["d3"].T, q2), e3.sum(0),
-                torch.addmm(e4.T @ k["h3"], k["d4"].T, r3), e4.sum(0),
-                torch.addmm(e5.T @ k["h4"], k["d5"].T, r4), e5.sum(0),
-            ],
-            0,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def product(vectors: Tensor) -> Tensor:
-        rows = [split(vector, parameters) for vector in vectors]
-        weights, biases = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
-        total = torch.zeros_like(vectors)
-        for index, (x, y) in enumerate(parts):
-            k = still(x, y) if kept is None else kept[index]
-            first = F.conv2d(x, weights, biases).split(len(w1), 1)
-            for row in range(len(rows)):
-                total[row] += one(x, k, first[row], rows[row])
-        return total
-
-    return product
-
-
-def gauss_newton(net: Net, parts: list, choice: dict) -> Product:
-    """`Jᵀ S J v`, S the loss's Hessian with respect to the logits: one forward pass with tangents serves J and Jᵀ."""
-    parameters, count = list(net.parameters()), count_of(parts)
-    names = [name for name, _ in net.named_parameters()]
-
-    def one(x: Tensor, y: Tensor, weight: float, *vector: Tensor) -> tuple[Tensor, ...]:
-        with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(p, part) for p, part in zip(parameters, vector)]
-            z, along = forward_ad.unpack_dual(functional_call(net, dict(zip(names, duals)), (x,)))
-            along, p = along.detach(), z.detach().softmax(1)
-            curved = p * (along - (p * along).sum(1, keepdim=True)) * (weight / len(y))
-            return grad(z, parameters, grad_outputs=curved)
-
-    return one_by_one(one, parameters, parts, count)
-
-
-def gauss_newton_func(net: Net, parts: list, choice: dict) -> Product:
-    """The same by torch.func's jvp and vjp, mapped over the vectors or not."""
-    parameters, count = list(net.parameters()), count_of(parts)
-    values = tuple(p.detach() for p in parameters)
-
-    def one(x: Tensor, y: Tensor, weight: float, *vector: Tensor) -> tuple[Tensor, ...]:
-        outputs = functional(net, x)
-        z, along = jvp(outputs, values, vector)
-        p = z.softmax(1)
-        curved = p * (along - (p * along).sum(1, keepdim=True)) * (weight / len(y))
-        return torch.func.vjp(outputs, *values)[1](curved)
-
-    return mapped_or_not(one, parameters, parts, count, choice)
-
-
-WAYS: dict[str, dict[str, Callable[..., Product]]] = {
-    "hvp": {
-        "double-backward": double_backward,
-        "reverse-over-forward": reverse_over_forward,
-        "forward-over-reverse": forward_over_reverse,
-        "r-operator": r_operator,
-        "curvlinops": curvlinops_product("hvp"),
-    },
-    "ggn": {"dual": gauss_newton, "func": gauss_newton_func, "curvlinops": curvlinops_product("ggn")},
-}
 
 
 class Share:
@@ -450,9 +167,7 @@ def measure_eigsh(options: dict, choice: dict) -> dict:
     operator = LinearOperator((count, count), matvec=matvec, dtype=np.float32)
     matvec(start)
     of.products = 0
-    solve = {"k": TOP, "which": "LA", "tol": options["tolerance"], "v0": start}
-    if choice.get("ncv"):
-        solve["ncv"] = choice["ncv"]
+    solve = {"k": TOP, "which": "LA", "tol": options["tolerance"], "v0": start, "ncv": choice.get("ncv")}
     seconds, (values, found) = timed(lambda: eigsh(operator, **solve))
     products = of.products
     order = np.argsort(-values)
@@ -518,13 +233,12 @@ def measure_pyhessian_products(options: dict, choice: dict, repeats: int) -> dic
 
 def measure_pyhessian_top(options: dict, choice: dict) -> dict:
     """Power iteration with deflation; `tolerance` is of the change between two steps, as PyHessian has it."""
-    import pyhessian.hessian as inside
-
     of = pyhessian(options, choice)
     product = pyhessian_product(of)
     product(directions(options, "vectors")[:1])
     torch.manual_seed(options["seed"])
-    # One normalisation of a product a step; the count is not worth a patch of its code, the seconds are what is compared.
+    # The package's name for this module is that of its class.
+    inside = sys.modules["pyhessian.hessian"]
     calls = Counted(inside.group_product)
     inside.group_product = calls
     seconds, (values, vectors) = timed(
@@ -665,14 +379,15 @@ def alternatives(peer: str, task: str, vectors: int) -> Iterator[tuple[dict, dic
     elif peer == "curvlinops":
         columns = {"columns": ["matrix", "one"]} if vectors > 1 else {}
         yield {**start, "way": "curvlinops", "columns": "matrix"}, {"cores": cores, **columns, **images, **sizes}
-    elif task == "ggn":
-        for way in ("dual", "func"):
-            columns = {"columns": ["one", "matrix"]} if way == "func" and vectors > 1 else {}
-            yield {**start, "way": way, "columns": "one"}, {"cores": cores, **columns, **images, **sizes}
     else:
-        for way in ("double-backward", "reverse-over-forward", "forward-over-reverse", "r-operator"):
+        ways = {
+            "hvp": ("double-backward", "reverse-over-forward", "forward-over-reverse", "r-operator"),
+            "ggn": ("dual", "func", "r-operator"),
+        }
+        for way in ways["ggn" if task == "ggn" else "hvp"]:
             begin = {**start, "way": way, "columns": "one", "kept": False}
-            columns = {"columns": ["one", "matrix"]} if way == "forward-over-reverse" and vectors > 1 else {}
+            mapped = vectors > 1 and way in ("forward-over-reverse", "func", "r-operator")
+            columns = {"columns": ["one", "matrix"]} if mapped else {}
             kept = {"kept": [False, True]} if way in ("double-backward", "r-operator") else {}
             # The R-operator has its own pooling.
             variants = {"channels_last": images["channels_last"]} if way == "r-operator" else images
@@ -714,6 +429,13 @@ def tune(peer: str, task: str, options: dict, told: bool = True) -> dict:
         if best is None or seconds < best[0]:
             best = seconds, choice
     return best[1]
+
+
+def tune_basis(options: dict, choice: dict) -> dict:
+    """How many Lanczos vectors eigsh keeps: what needs the fewest products. It looks for convergence only when it has so many."""
+    options = {**options, "examples": min(options["examples"], TUNED_ON)}
+    choices = [{**choice, "ncv": ncv} for ncv in (None, 8, 10, 12, 14, 17)]
+    return min(choices, key=lambda one: measure_eigsh(options, one)["products"])
 
 
 def tell(told: bool, seconds: float, choice: dict) -> None:
@@ -816,7 +538,8 @@ def main() -> None:
     elif task is None or peer not in PEERS[task]:
         parser.error(f"{mode} needs a peer and its task: {PEERS}")
     elif mode == "tune":
-        print(json.dumps(tune(peer, task, options)))
+        choice = options["choice"] or tune(peer, task, options)
+        print(json.dumps(tune_basis(options, choice) if task == "top" and peer != "pyhessian" else choice))
     elif options["choice"] is None:
         parser.error("measure needs --choice, as tune prints it")
     else:
