@@ -24,7 +24,7 @@ pub enum Purpose {
     /// Where on a curve each step of its training looks.
     Curve = 5,
     /// The order of layers within a sweep of an alignment.
-    Alignment = 4,
+    Alignment = 6,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.
