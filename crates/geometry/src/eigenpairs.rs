@@ -127,7 +127,7 @@ pub fn eigenpairs(
             });
         }
         if basis.count() + size > most {
-            basis.restart(&values, &vectors, keep_of(&values, largest, smallest, kept))?;
+            basis.restart(&values, &vectors, &keep_of(&values, largest, smallest, kept))?;
         }
         next = basis.extended_by(&rest)?;
         if next.size()[0] == 0 {
@@ -256,7 +256,7 @@ impl Basis {
     }
 
     /// Leaves only some Ritz vectors.
-    fn restart(&mut self, values: &[f64], vectors: &Tensor, keep: Vec<usize>) -> Result<(), CurvatureError> {
+    fn restart(&mut self, values: &[f64], vectors: &Tensor, keep: &[usize]) -> Result<(), CurvatureError> {
         let order = Tensor::f_from_slice(&keep.iter().map(|&index| index as i64).collect::<Vec<_>>())?;
         let chosen = vectors.f_index_select(1, &order.f_to_device(self.device)?)?;
         self.rows = vec![chosen.f_transpose(0, 1)?.f_mm(&self.vectors()?)?];

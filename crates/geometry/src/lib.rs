@@ -17,10 +17,10 @@ mod trace;
 
 pub use align::{AlignError, Alignment, align, permute};
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
+pub use curve::{Curve, CurveError, CurveTraining, Shape};
 pub use density::{DensitySettings, Quadrature, spectral_density};
 pub use eigenpairs::{EigenSettings, Eigenpairs, Progress, eigenpairs};
 pub use flatland_network::Curvature;
-pub use curve::{Curve, CurveError, CurveTraining, Shape};
 pub use hessian::{HessianError, eigenvalues, hessian};
 pub use line::{AlphaGrid, GridError, barrier, interpolate};
 pub use operator::{CurvatureError, CurvatureOperator, Matrix, Of, Symmetric};

@@ -145,6 +145,7 @@ pub fn hutch_plus_plus(
 ///
 /// # Errors
 /// [`CurvatureError::Count`] for fewer than 4 products, and those of the products.
+#[allow(clippy::many_single_char_names)] // the paper's
 pub fn xtrace(
     operator: &dyn Symmetric,
     products: usize,

@@ -404,12 +404,12 @@ fn measure(
             let examples = images.train.first(count)?;
             let operator =
                 CurvatureOperator::with_threads(network, theta, &examples, Loss::CrossEntropy, threads)
-                    .with_context(|| format!("the curvature of {}", name))?;
+                    .with_context(|| format!("the curvature of {name}"))?;
             let of = operator.of(settings.matrix.curvature());
             let watched = Watched { inner: &of, run };
             numbers(settings, &watched, (name, *last), &stage).or_else(|error| {
                 run.check_interrupted()?;
-                Err(error).with_context(|| format!("the curvature of {}", name))
+                Err(error).with_context(|| format!("the curvature of {name}"))
             })
         })?;
         stage.advance(1, format!("{}: λ {}", name, short(numbers["values"].f_double_value(&[0])?)));

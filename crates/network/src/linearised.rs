@@ -718,6 +718,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::many_single_char_names)] // the field's own
     fn products_are_those_of_autograd() {
         tch::set_num_threads(1);
         for network in networks() {

@@ -206,7 +206,7 @@ mod patches {
 #[cfg(target_arch = "x86_64")]
 mod patches {
     //! Callers have checked that the processor has AVX-512F, AVX-512VL and FMA.
-    #![allow(clippy::too_many_arguments)] // what a sum of products needs
+    #![allow(clippy::too_many_arguments, clippy::needless_range_loop)] // what a sum of products needs, and its indices
 
     use super::super::MAX_KERNEL;
     use super::{Shape, place};
