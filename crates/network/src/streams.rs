@@ -15,6 +15,8 @@ pub enum Purpose {
     Order = 1,
     /// What is put in the place of labels or pixels.
     Corruption = 2,
+    /// Random directions in the space of θ.
+    Direction = 5,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.
