@@ -97,6 +97,22 @@ impl Occupied {
         self.texts.push(frame);
     }
 
+    /// Writes `words` on a line, centred at the cheapest of some places, over a patch of the colour `ground`.
+    pub(super) fn on(&mut self, scene: &mut Scene, words: &str, places: &[Place], ground: Ink, ink: Ink) {
+        let text = Text::new(words, (0.0, 0.0), SIZE, Anchor::Start, ink);
+        let width = text.width();
+        let lefts: Vec<Place> = places.iter().map(|&(x, y)| (x - width / 2.0, y)).collect();
+        let Some((_, frame)) = self.best(width, &lefts) else { return };
+        // Better none than one that hides another.
+        if self.cost(frame) >= 10.0 {
+            return;
+        }
+        let Frame { left, top, right, bottom } = frame;
+        scene.area(vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)], ground);
+        scene.text(Text { at: (left, f64::midpoint(top, bottom)), ..text });
+        self.texts.push(Frame { left: left - 8.0, top: top - 4.0, right: right + 8.0, bottom: bottom + 4.0 });
+    }
+
     /// Names a level line at height `y`, at one of its ends or in its middle, above or below it.
     pub(super) fn along(&mut self, scene: &mut Scene, words: &str, y: f64, ink: Ink) {
         let text = Text::new(words, (0.0, y), SIZE, Anchor::Start, ink);

@@ -99,6 +99,7 @@ fn nothing_leaves_the_picture() {
             scene::Shape::Line { path, .. } | scene::Shape::Area { path, .. } => {
                 assert!(path.iter().all(inside), "{shape:?}");
             }
+            scene::Shape::Region { rings, .. } => assert!(rings.iter().flatten().all(inside), "{shape:?}"),
             scene::Shape::Disc { at, .. } => assert!(inside(at), "{shape:?}"),
             scene::Shape::Text(text) => {
                 let before = match text.anchor {
