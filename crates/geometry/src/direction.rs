@@ -193,6 +193,15 @@ impl Subspace {
         }
     }
 
+    /// The inner products of the directions: `products[i][j]` is that of the i-th and the j-th.
+    ///
+    /// # Errors
+    /// When libtorch fails.
+    pub fn products(&self) -> Result<Vec<Vec<f64>>> {
+        let axes = self.axes.iter().map(numbers).collect::<Result<Vec<_>>>()?;
+        Ok(axes.iter().map(|a| axes.iter().map(|b| dot(a, b)).collect()).collect())
+    }
+
     /// How many coordinates a point has.
     pub fn dimensions(&self) -> usize {
         self.axes.len()
@@ -401,6 +410,9 @@ mod tests {
                 }
             }
             assert!(coordinates[2][1] > 0. && coordinates[0] == [0., 0.]);
+            let products = plane.products().unwrap();
+            assert!((products[0][0] - 1.).abs() < 1e-12 && (products[1][1] - 1.).abs() < 1e-12);
+            assert!(products[0][1].abs() < 1e-12);
         }
     }
 

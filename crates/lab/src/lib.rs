@@ -22,6 +22,7 @@ pub mod capacity;
 pub mod classify;
 pub mod flatness;
 pub mod gradient_norm;
+pub mod landscape;
 pub mod minimal_ratio;
 pub mod random_labels;
 pub mod sensitivity;
@@ -41,4 +42,5 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<capacity::Capacity>(),
     Entry::of::<flatness::Flatness>(),
     Entry::of::<sensitivity::Sensitivity>(),
+    Entry::of::<landscape::Landscape>(),
 ];

@@ -74,7 +74,15 @@ impl Occupied {
     }
 
     /// Writes `words` beside the point `at`; from further away a hair line leads back to it.
-    pub(super) fn beside(&mut self, scene: &mut Scene, words: &str, at: Place, ink: Ink) {
+    /// `ground`: a patch below it, where it stands on colours.
+    pub(super) fn beside(
+        &mut self,
+        scene: &mut Scene,
+        words: &str,
+        at: Place,
+        ink: Ink,
+        ground: Option<Ink>,
+    ) {
         let text = Text::new(words, at, SIZE, Anchor::Start, ink);
         let width = text.width();
         let mut places = Vec::new();
@@ -92,6 +100,10 @@ impl Occupied {
         if number >= places.len() / AWAY.len() {
             let end = (at.0.clamp(frame.left, frame.right), at.1.clamp(frame.top + 1.5, frame.bottom - 1.5));
             scene.line(vec![at, end], 0.6, Ink::grey(130));
+        }
+        if let Some(ground) = ground {
+            let Frame { left, top, right, bottom } = frame;
+            scene.area(vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)], ground);
         }
         scene.text(Text { at: (frame.left, middle), ..text });
         self.texts.push(frame);

@@ -29,6 +29,8 @@ const COLOUR_BAR: f64 = 12.0;
 const COLOUR_BAR_GAP: f64 = 14.0;
 pub(super) const BAR_ALPHA: f64 = 0.55;
 
+/// Around what is drawn on colours.
+const RIM: Ink = Ink { rgb: (255, 255, 255), alpha: 0.85 };
 pub(super) const TEXT: Ink = Ink::grey(40);
 pub(super) const FRAME: Ink = Ink::grey(90);
 pub(super) const GRID: Ink = Ink::grey(228);
@@ -404,7 +406,11 @@ impl<'a> Prepared<'a> {
         let alpha = if style.thin { 0.45 } else { 1.0 };
         let ink = Ink { rgb: style.colour.rgb(), alpha };
         let width = if style.thin { 0.9 } else { LINE_WIDTH };
-        let radius = if style.thin { 0.75 * POINT_RADIUS } else { POINT_RADIUS };
+        let mut radius = if style.thin { 0.75 * POINT_RADIUS } else { POINT_RADIUS };
+        if self.panel.field.is_some() && style.shape == SeriesShape::Points {
+            // Few, and on colours.
+            radius *= 1.6;
+        }
         let places = self.places(frame, index, series);
         if !matches!(style.shape, SeriesShape::Points | SeriesShape::Bars) {
             for run in places.split(Option::is_none) {
@@ -420,6 +426,9 @@ impl<'a> Prepared<'a> {
                 }
                 for piece in frame.clip_path(&run) {
                     occupied.path(&piece);
+                    if self.panel.field.is_some() {
+                        scene.line(piece.clone(), width + 1.6, RIM);
+                    }
                     scene.dashed_line(piece, width, ink, style.dash);
                 }
             }
@@ -434,6 +443,9 @@ impl<'a> Prepared<'a> {
                     scene.marker(style.marker, at, radius + 1.3, Ink::grey(70));
                     scene.marker(style.marker, at, radius + 0.5, ink);
                 } else {
+                    if self.panel.field.is_some() {
+                        scene.marker(style.marker, at, radius + 1.2, RIM);
+                    }
                     scene.marker(style.marker, at, radius, ink);
                 }
                 occupied.point(at);
@@ -573,7 +585,7 @@ impl<'a> Prepared<'a> {
                     let (r, g, b) = series.style.colour.rgb();
                     let ink =
                         if series.values.is_empty() { Ink::solid((dark(r), dark(g), dark(b))) } else { TEXT };
-                    occupied.beside(scene, label, at, ink);
+                    occupied.beside(scene, label, at, ink, self.panel.field.as_ref().map(|_| RIM));
                 }
             }
         }

@@ -125,18 +125,15 @@ fn draw_walls(scene: &mut Scene, view: &View, axes: &Axes, frame: Frame) {
         write(label, (at.0 - 7.0, at.1), Anchor::End, TICK_SIZE);
     }
     // Below the edges' middles, beyond their ticks.
-    let widest = |ticks: &Ticks| ticks.labelled.iter().map(|t| font::width(&t.1, TICK_SIZE, false)).fold(0.0, f64::max);
-    let under = |point: Point| {
-        let at = view.place(point);
-        (at.0, at.1 + 34.0)
-    };
-    let (x, y) = (under([0.1, -1.0, 0.0]), under([1.0, -0.3, 0.0]));
-    let x = (x.0 - widest(&x_ticks) / 2.0, x.1);
+    let widest =
+        |ticks: &Ticks| ticks.labelled.iter().map(|t| font::width(&t.1, TICK_SIZE, false)).fold(0.0, f64::max);
+    let (x, corner) = (view.place([0.1, -1.0, 0.0]), view.place([1.0, -1.0, 0.0]));
+    let x = (x.0 - widest(&x_ticks) / 2.0, x.1 + 34.0);
     let label = Text::new(axes.x.1, x, LABEL_SIZE, Anchor::End, TEXT);
     scene.text(fitted(label, x.0 - frame.left + 30.0));
-    let y = (y.0 + widest(&y_ticks) / 2.0, y.1);
-    let label = Text::new(axes.y.1, y, LABEL_SIZE, Anchor::Start, TEXT);
-    scene.text(fitted(label, frame.right + 8.0 - y.0));
+    let y = (frame.right + 8.0, corner.1 + 32.0);
+    let label = Text::new(axes.y.1, y, LABEL_SIZE, Anchor::End, TEXT);
+    scene.text(fitted(label, y.0 - x.0 - 12.0));
 }
 
 /// The surface's cells, the farthest first, so that the nearer ones hide them.
