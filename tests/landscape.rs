@@ -19,8 +19,8 @@ const SMALL: &[&str] = &[
     "--device",
     "cpu",
     "--quiet",
-    "--network",
-    "784-12-10",
+    "--set",
+    r#"network="784-12-10""#,
     "--set",
     "images.train=150",
     "--set",
@@ -86,7 +86,10 @@ fn every_file_of_a_run_is_there() {
     expected.extend(more.map(str::to_owned));
     let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
     assert_eq!(files_in(run).iter().map(name).collect::<BTreeSet<_>>(), expected);
-    let arrays = files_in(&run.join("surfaces")).iter().map(|path| format!("surfaces/{}", name(path))).collect::<Vec<_>>();
+    let arrays = files_in(&run.join("surfaces"))
+        .iter()
+        .map(|path| format!("surfaces/{}", name(path)))
+        .collect::<Vec<_>>();
     assert_eq!(arrays, ARRAYS);
     assert_eq!(files_in(&run.join("weights")).len(), 3);
     assert_eq!(manifest(run)["status"], "finished");
@@ -138,7 +141,8 @@ fn measures_agree_with_the_tables() {
     };
     let loss = |surface: &str, x: f64, split: &str| {
         let all = select(run, "surface.csv", &[("surface", surface), ("split", split)]);
-        let row = all.iter().find(|row| number(row, "x") == x && (row["y"].is_empty() || number(row, "y") == 0.));
+        let row =
+            all.iter().find(|row| number(row, "x") == x && (row["y"].is_empty() || number(row, "y") == 0.));
         number(row.unwrap(), "loss_nats")
     };
     for split in ["train", "test"] {
@@ -183,7 +187,10 @@ fn arrays_hold_the_table() {
         }
     }
     let grid = fs::read_to_string(run.join("surfaces/plane-seed0.vtk")).unwrap();
-    assert!(grid.starts_with("# vtk DataFile Version 3.0\n") && grid.contains("\nDIMENSIONS 5 5 1\nPOINTS 25 double\n"));
+    assert!(
+        grid.starts_with("# vtk DataFile Version 3.0\n")
+            && grid.contains("\nDIMENSIONS 5 5 1\nPOINTS 25 double\n")
+    );
     assert!(grid.contains("\nSCALARS log10_test_loss double 1\n") && grid.lines().count() == 7 + 25 + 6 * 27);
 }
 
@@ -227,7 +234,8 @@ fn weights_of_ones_own_are_looked_at_and_not_trained() {
     assert_eq!(all.len(), 2 * 2 * (7 + 25), "two seeds of line and plane");
     assert!(!one.join("training.csv").exists() && !one.join("weights").exists());
     // The first seed's directions are those of the trained model, whose surface this is.
-    let there = rows(&BASE.1, "surface.csv").into_iter().filter(|row| ["line", "plane"].contains(&&*row["surface"]));
+    let there =
+        rows(&BASE.1, "surface.csv").into_iter().filter(|row| ["line", "plane"].contains(&&*row["surface"]));
     assert!(all.into_iter().filter(|row| row["seed"] == "0").eq(there));
 
     let three: Vec<&str> = weights.iter().flat_map(|path| ["--weights", path]).collect();
@@ -249,7 +257,10 @@ fn what_cannot_be_looked_at_is_said_in_a_sentence() {
     for (arguments, sentence) in [
         (&["--set", "plane.points=1"][..], "plane: a grid needs 2 to 10,000 points a side, found 1"),
         (&["--set", "pca.points=5000"], "pca.points must be at most 1001, found 5000"),
-        (&["--set", "line.from=2"], "line: a grid must run from a smaller to a larger finite value, found 2 to 1"),
+        (
+            &["--set", "line.from=2"],
+            "line: a grid must run from a smaller to a larger finite value, found 2 to 1",
+        ),
         (&["--set", "minima.margin=-1"], "minima.margin must lie between 0 and 10, found -1"),
         (&["--surface", "volume"], "unknown variant `volume`"),
         (&["--surface", "line", "--surface", "line"], "surfaces must be different, found line twice"),

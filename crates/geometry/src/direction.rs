@@ -395,9 +395,8 @@ mod tests {
     fn three_points_lie_at_their_coordinates() {
         let network = Network::lenet();
         for kind in [Kind::Float, Kind::Double] {
-            let thetas: Vec<Tensor> = (0..3)
-                .map(|stream| initialise(&network, 9, stream, kind, Device::Cpu).unwrap())
-                .collect();
+            let thetas: Vec<Tensor> =
+                (0..3).map(|stream| initialise(&network, 9, stream, kind, Device::Cpu).unwrap()).collect();
             let (plane, coordinates) = Subspace::through([&thetas[0], &thetas[1], &thetas[2]]).unwrap();
             let distance = |a: &Tensor, b: &Tensor| {
                 (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).norm().double_value(&[])

@@ -25,7 +25,9 @@ use flatland_geometry::{Biases, Normalisation, Subspace, even_grid, random_direc
 use flatland_network::snapshot::{from_ndarray, to_ndarray_stacked};
 use flatland_network::streams::{Purpose, stream};
 use flatland_network::{Evaluation, Network, OptimiserSettings, Training};
-use flatland_record::{Axis, Colour, Field, FieldLook, Figure, Marker, Panel, Series, Table, cells, npz, vtk};
+use flatland_record::{
+    Axis, Colour, Field, FieldLook, Figure, Marker, Panel, Series, Table, cells, npz, vtk,
+};
 use flatland_statistics::{Claim, Outcome, Pca, Rule, rank_correlation};
 use ndarray::{Array1, Array2, ArrayViewD, Axis as Dimension};
 use serde::{Deserialize, Serialize};
@@ -198,7 +200,10 @@ impl Experiment for Landscape {
             "weights must be none, one file, or {MINIMA} (for the plane through {MINIMA} minima), found {given}"
         );
         for (index, kind) in settings.surfaces.iter().enumerate() {
-            ensure!(!settings.surfaces[..index].contains(kind), "surfaces must be different, found {kind} twice");
+            ensure!(
+                !settings.surfaces[..index].contains(kind),
+                "surfaces must be different, found {kind} twice"
+            );
         }
         ensure!(
             given == 0 || !settings.surfaces.contains(&Kind::Pca),
@@ -252,9 +257,21 @@ impl Experiment for Landscape {
                 surfaces.push(evaluate_surface(run, &network, &images, place)?);
             }
         }
-        run.write_table("surface", &surface_table(&surfaces)?, "loss and accuracy at every point of every surface")?;
-        run.write_table("marks", &marks_table(&surfaces)?, "the models themselves: minima, and the way of training")?;
-        run.write_table("directions", &directions_table(&surfaces)?, "the axes of the surfaces: lengths, angles")?;
+        run.write_table(
+            "surface",
+            &surface_table(&surfaces)?,
+            "loss and accuracy at every point of every surface",
+        )?;
+        run.write_table(
+            "marks",
+            &marks_table(&surfaces)?,
+            "the models themselves: minima, and the way of training",
+        )?;
+        run.write_table(
+            "directions",
+            &directions_table(&surfaces)?,
+            "the axes of the surfaces: lengths, angles",
+        )?;
         for surface in &surfaces {
             write_arrays(run, surface)?;
             if surface.place.seed == settings.seed {
@@ -341,7 +358,8 @@ impl Settings {
                 for ((name, at), theta) in names.into_iter().zip(corners).zip(&thetas) {
                     marks.push(Mark { name: name.into(), at, theta: theta.shallow_clone() });
                 }
-                let mean = |axis: usize| corners.iter().map(|corner| corner[axis]).sum::<f64>() / MINIMA as f64;
+                let mean =
+                    |axis: usize| corners.iter().map(|corner| corner[axis]).sum::<f64>() / MINIMA as f64;
                 let at = [mean(0), mean(1)];
                 marks.push(Mark { name: "centroid".into(), at, theta: subspace.at(&at)? });
                 // A square, so that lengths are the same along both axes.
@@ -352,7 +370,8 @@ impl Settings {
                 Ok(Place { kind, seed, subspace, x, y, marks, explained: None })
             }
             Kind::Pca => {
-                let snapshots = subject.snapshots.as_ref().context("the surface pca needs a course of training")?;
+                let snapshots =
+                    subject.snapshots.as_ref().context("the surface pca needs a course of training")?;
                 self.trajectory_plane(run, subject, snapshots)
             }
         }
@@ -360,7 +379,8 @@ impl Settings {
 
     /// Through the last snapshot, along the first two components of all of them.
     fn trajectory_plane(&self, run: &Run, subject: &Subject, snapshots: &Array2<f64>) -> Result<Place> {
-        let pca = Pca::fit(snapshots.view(), 2).context("the surface pca: the course of training spans no plane")?;
+        let pca = Pca::fit(snapshots.view(), 2)
+            .context("the surface pca: the course of training spans no plane")?;
         let (device, last) = (run.device.device, snapshots.nrows() - 1);
         let axes: Vec<Tensor> = pca
             .components
@@ -427,13 +447,21 @@ fn subjects(
     let seeds = Landscape::seeds(settings);
     if !given.is_empty() {
         let thetas = || given.iter().map(Tensor::shallow_clone).collect();
-        return Ok(seeds.into_iter().map(|seed| Subject { seed, thetas: thetas(), snapshots: None }).collect());
+        return Ok(seeds
+            .into_iter()
+            .map(|seed| Subject { seed, thetas: thetas(), snapshots: None })
+            .collect());
     }
     let trials = settings.trials();
     let trained = train_all(run, std::slice::from_ref(network), &[images.share()], &trials)?;
-    let keys = trials.iter().enumerate().map(|(index, trial)| cells![trial.seed, index % settings.draws()].to_vec());
+    let keys =
+        trials.iter().enumerate().map(|(index, trial)| cells![trial.seed, index % settings.draws()].to_vec());
     let curves = trained.iter().map(|one| one.curve.as_slice());
-    run.write_table("training", &curve_table(&["seed", "draw"], keys.zip(curves))?, "loss and accuracy by epoch")?;
+    run.write_table(
+        "training",
+        &curve_table(&["seed", "draw"], keys.zip(curves))?,
+        "loss and accuracy by epoch",
+    )?;
     run.write_figure("training", &training_figure(settings, run, network, &trained), "training curves")?;
     let mut trained = trained.into_iter();
     let mut subjects = Vec::new();
@@ -547,7 +575,8 @@ impl Surface {
     fn measures(&self) -> Vec<Measure> {
         let Place { kind, seed, .. } = self.place;
         let mut measures = Vec::new();
-        let mut add = |name, unit, split, value| measures.push(Measure { kind, seed, name, unit, split, value });
+        let mut add =
+            |name, unit, split, value| measures.push(Measure { kind, seed, name, unit, split, value });
         let random = matches!(kind, Kind::Line | Kind::Plane);
         let distance = if random { "steps" } else { "distance in θ" };
         let losses: [(&'static str, fn(&Both) -> f64); 2] =
@@ -562,10 +591,17 @@ impl Surface {
                     {
                         let around = self.around(radius, of);
                         let rise = |value: f64| value - models[0];
-                        let average = |values: &Vec<f64>| rise(values.iter().sum::<f64>() / values.len() as f64);
+                        let average =
+                            |values: &Vec<f64>| rise(values.iter().sum::<f64>() / values.len() as f64);
                         // f64::max would pass over a NaN.
                         let largest = |values: &Vec<f64>| {
-                            rise(values.iter().copied().reduce(|a, b| if a > b || a.is_nan() { a } else { b }).unwrap_or(f64::NAN))
+                            rise(
+                                values
+                                    .iter()
+                                    .copied()
+                                    .reduce(|a, b| if a > b || a.is_nan() { a } else { b })
+                                    .unwrap_or(f64::NAN),
+                            )
                         };
                         add(mean, "nats", split, around.as_ref().map(average));
                         add(most, "nats", split, around.as_ref().map(largest));
@@ -584,7 +620,8 @@ impl Surface {
                 add("lowest_from_model", distance, split, lowest.map(|([x, y], _)| x.hypot(y)));
             }
         }
-        let both: Vec<(f64, f64)> = self.points.iter().map(|both| (both.train.loss, both.test.loss)).collect();
+        let both: Vec<(f64, f64)> =
+            self.points.iter().map(|both| (both.train.loss, both.test.loss)).collect();
         add("rank_correlation", "1", "both", rank_correlation(&both));
         let [train, test] = losses.map(|(_, of)| self.lowest(of));
         let apart = train.zip(test).map(|((a, _), (b, _))| (a[0] - b[0]).hypot(a[1] - b[1]));
@@ -684,8 +721,11 @@ fn write_arrays(run: &Run, surface: &Surface) -> Result<()> {
         .map(|(name, index): (&str, usize)| (name, values[index].1.mapv(f64::log10)));
     let height = relief(&logs[0].1, x[x.len() - 1] - x[0]);
     let scalars = values.iter().chain(&logs).map(|(name, array)| (*name, array.view().into_dyn()));
-    let title = format!("Flatland landscape: {kind}, seed {seed}; z is log10 of the training loss, scaled to half the width");
-    let bytes = vtk(&title, (x.as_slice(), y.as_slice()), &height.view().into_dyn(), &scalars.collect::<Vec<_>>())?;
+    let title = format!(
+        "Flatland landscape: {kind}, seed {seed}; z is log10 of the training loss, scaled to half the width"
+    );
+    let bytes =
+        vtk(&title, (x.as_slice(), y.as_slice()), &height.view().into_dyn(), &scalars.collect::<Vec<_>>())?;
     run.write_file(&format!("{path}.vtk"), &bytes, "the surface as a grid, for ParaView")
 }
 
@@ -709,7 +749,8 @@ fn axes(place: &Place) -> [Axis; 2] {
         Kind::Minima => ("distance from θ₀ towards θ₁".to_owned(), "distance from the line θ₀θ₁".to_owned()),
         Kind::Pca => {
             let percent = place.explained.unwrap_or_default().map(|share| 100. * share);
-            let name = |number: usize, percent: f64| format!("component {number} ({percent:.1} % of the variance)");
+            let name =
+                |number: usize, percent: f64| format!("component {number} ({percent:.1} % of the variance)");
             (name(1, percent[0]), name(2, percent[1]))
         }
     };
@@ -755,12 +796,11 @@ fn line_figure(settings: &Settings, run: &Run, network: &Network, surface: &Surf
 /// Its title, and what its subtitle adds.
 fn words(settings: &Settings, surface: &Surface) -> (&'static str, String) {
     match surface.place.kind {
-        Kind::Minima => {
-            ("The plane through three minima", "distances are those of θ's space".to_owned())
-        }
+        Kind::Minima => ("The plane through three minima", "distances are those of θ's space".to_owned()),
         Kind::Pca => (
             "The way of training in the plane of its principal components",
-            "the plane goes through the end of the way, whose other points are projected · numbers: epochs".to_owned(),
+            "the plane goes through the end of the way, whose other points are projected · numbers: epochs"
+                .to_owned(),
         ),
         _ => {
             let scaling = settings.scaling();
@@ -827,8 +867,10 @@ fn marks(surface: &Surface) -> Vec<Series> {
         Kind::Pca => {
             let last = marks.len() - 1;
             // Most happens in the first epochs; the later ones lie in a heap.
-            let has_text = |epoch: usize| epoch == last || epoch == 0 || epoch.is_power_of_two() && 3 * epoch < 2 * last;
-            let texts = (0..marks.len()).map(|epoch| if has_text(epoch) { epoch.to_string() } else { String::new() });
+            let has_text =
+                |epoch: usize| epoch == last || epoch == 0 || epoch.is_power_of_two() && 3 * epoch < 2 * last;
+            let texts =
+                (0..marks.len()).map(|epoch| if has_text(epoch) { epoch.to_string() } else { String::new() });
             let way = Series::line("way of training", Colour::Vermillion, points(marks)).with_points();
             vec![way.with_ends(Marker::Square, Marker::Star).with_labels(texts)]
         }
@@ -838,7 +880,8 @@ fn marks(surface: &Surface) -> Vec<Series> {
                 Series::scatter("minima", Colour::Vermillion, points(&marks[..MINIMA]))
                     .with_marker(Marker::Star)
                     .with_labels(names),
-                Series::scatter("centroid", Colour::Vermillion, points(&marks[MINIMA..])).with_marker(Marker::Diamond),
+                Series::scatter("centroid", Colour::Vermillion, points(&marks[MINIMA..]))
+                    .with_marker(Marker::Diamond),
             ]
         }
         _ => vec![Series::scatter("model", Colour::Vermillion, points(marks)).with_marker(Marker::Star)],
@@ -952,7 +995,8 @@ mod tests {
             let at = |loss| Evaluation { loss, accuracy: None };
             Both { train: at(of(x, y)), test: at(of(x - step, y)) }
         };
-        let points = y.iter().flat_map(|&y| x.iter().map(move |&x| (x, y))).map(|(x, y)| both(x, y)).collect();
+        let points =
+            y.iter().flat_map(|&y| x.iter().map(move |&x| (x, y))).map(|(x, y)| both(x, y)).collect();
         let marks = vec![Mark { name: "model".into(), at: [0., 0.], theta: theta.shallow_clone() }];
         let subspace = Subspace::new(&theta, &axes[..count]).unwrap();
         let place = Place { kind, seed: 0, subspace, x, y, marks, explained: None };
@@ -1026,7 +1070,8 @@ mod tests {
 
     #[test]
     fn claims_are_about_what_was_looked_at() {
-        let seed = |shift: f64| surface(Kind::Plane, 21, move |x, y| 1. + x * x + y * y + 1e-3 * shift).measures();
+        let seed =
+            |shift: f64| surface(Kind::Plane, 21, move |x, y| 1. + x * x + y * y + 1e-3 * shift).measures();
         let all: Vec<Measure> = (0..4).flat_map(|k| seed(f64::from(k))).collect();
         let outcomes = judge(&all);
         let ids: Vec<&str> = outcomes.iter().map(|outcome| outcome.claim.id).collect();
@@ -1040,7 +1085,8 @@ mod tests {
 
     fn settings(arguments: &[&str]) -> Result<Settings> {
         let words = [&["landscape"], arguments].concat();
-        let matches = crate::command::Arguments::command_with(Landscape::FLAGS).try_get_matches_from(words)?;
+        let matches =
+            crate::command::Arguments::command_with(Landscape::FLAGS).try_get_matches_from(words)?;
         let arguments = crate::command::Arguments::read(&matches, Landscape::FLAGS)?;
         Ok(crate::settings::resolve(Landscape::PRESETS, &arguments)?)
     }

@@ -725,7 +725,8 @@ pub(crate) mod tests {
         let run = run(folder.path());
         let evaluate = || {
             let thetas = |(): &(), index| Ok(theta(index)?);
-            evaluate_all_kept(&run, "test", (network, &images), 70, || Ok(()), thetas, |_| String::new()).unwrap()
+            evaluate_all_kept(&run, "test", (network, &images), 70, || Ok(()), thetas, |_| String::new())
+                .unwrap()
         };
         let first = evaluate();
         for (index, both) in first.iter().enumerate() {

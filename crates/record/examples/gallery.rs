@@ -304,14 +304,17 @@ fn fields() -> Figure {
         let values = axis.iter().flat_map(|&y| axis.iter().map(move |&x| (x, y))).map(|(x, y)| of(x, y));
         Field { x: axis.clone(), y: axis.clone(), values: values.collect(), look }
     };
-    let panel = |title: &str| Panel::new(title, Axis::linear("first direction"), Axis::linear("second direction"));
+    let panel =
+        |title: &str| Panel::new(title, Axis::linear("first direction"), Axis::linear("second direction"));
     let path: Vec<(f64, f64)> =
         (0..16).map(|k| (0.9 * 0.75_f64.powi(k), -0.8 * 0.6_f64.powi(k) + 0.01 * f64::from(k))).collect();
     let broken = |x: f64, y: f64| if x + y > 1.7 { f64::INFINITY } else { loss(x, y) };
     let panels = vec![
-        panel("train loss")
-            .with_field(field(FieldLook::Map, &loss), Axis::log10("loss (nats)"))
-            .with(Series::line("path", Colour::Vermillion, path).with_points().with_ends(Marker::Square, Marker::Star)),
+        panel("train loss").with_field(field(FieldLook::Map, &loss), Axis::log10("loss (nats)")).with(
+            Series::line("path", Colour::Vermillion, path)
+                .with_points()
+                .with_ends(Marker::Square, Marker::Star),
+        ),
         panel("accuracy").with_field(
             field(FieldLook::Map, &|x, y| 100.0 * (-loss(x, y) / 3.0).exp()),
             Axis::linear("accuracy (%)"),

@@ -97,7 +97,9 @@ pub enum RecordError {
         high: f64,
     },
     /// A field whose values fill no rectangle.
-    #[error("a field of {columns} x {rows} places holds {values} values; give one for each place, and at least 2 x 2")]
+    #[error(
+        "a field of {columns} x {rows} places holds {values} values; give one for each place, and at least 2 x 2"
+    )]
     Field {
         /// Places along x.
         columns: usize,

@@ -46,7 +46,8 @@ pub fn vtk(
         return Err(RecordError::Field { columns, rows, values: other.iter().product() });
     }
     // The title is one line of at most 256 bytes.
-    let mut line: String = title.chars().map(|c| if c.is_ascii() && !c.is_control() { c } else { ' ' }).collect();
+    let mut line: String =
+        title.chars().map(|c| if c.is_ascii() && !c.is_control() { c } else { ' ' }).collect();
     line.truncate(255);
     let points = columns * rows;
     let mut text = format!(

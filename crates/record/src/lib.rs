@@ -26,8 +26,8 @@ mod table;
 pub use contact_sheet::contact_sheet;
 pub use error::RecordError;
 pub use figure::{
-    Axis, AxisSide, Colour, Dash, Field, FieldLook, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
-    VerticalMark, ecdf,
+    Axis, AxisSide, Colour, Dash, Field, FieldLook, Figure, Level, Marker, Panel, Scale, Series, SeriesShape,
+    Style, VerticalMark, ecdf,
 };
 pub use files::{sha256_hex, sha256_of_file, write_atomically};
 pub use git::GitState;

@@ -31,7 +31,8 @@ pub(super) fn check(field: &Field) -> Result<()> {
 /// Below the panel: what is not drawn as it is.
 pub(super) fn notes(field: &Field, span: &Span) -> Vec<String> {
     let strange = field.values.iter().filter(|value| !value.is_finite()).count();
-    let low = field.values.iter().filter(|value| value.is_finite() && span.fraction(**value).is_none()).count();
+    let low =
+        field.values.iter().filter(|value| value.is_finite() && span.fraction(**value).is_none()).count();
     let words = |text: &str, count: usize| {
         (count > 0).then(|| format!("{text}: {count} of {} points", field.values.len()))
     };
@@ -63,17 +64,20 @@ fn rings(field: &Field, heights: &[f64], level: f64, spans: (&Span, &Span), fram
         let step = (places[places.len() - 1] - places[0]) / (places.len() - 1) as f64;
         places[0] + (at - 0.5) * step
     };
-    let place = |x: f64, y: f64| {
-        (place_x(spans.0, frame, on(&field.x, x)), place_y(spans.1, frame, on(&field.y, y)))
-    };
+    let place =
+        |x: f64, y: f64| (place_x(spans.0, frame, on(&field.x, x)), place_y(spans.1, frame, on(&field.y, y)));
     let rings = lines.into_iter().flatten().flat_map(|line| line.into_inner().0.0);
     rings.map(|ring| ring.0.into_iter().map(|at| place(at.x, at.y)).collect()).collect()
 }
 
 /// The bands: each covers all that is at least as high, so that no seams show.
 pub(super) fn fill(scene: &mut Scene, field: &Field, span: &Span, spans: (&Span, &Span), frame: Frame) {
-    let whole =
-        vec![(frame.left, frame.top), (frame.right, frame.top), (frame.right, frame.bottom), (frame.left, frame.bottom)];
+    let whole = vec![
+        (frame.left, frame.top),
+        (frame.right, frame.top),
+        (frame.right, frame.bottom),
+        (frame.left, frame.bottom),
+    ];
     if span.empty {
         scene.area(whole, MISSING);
         return;
@@ -90,7 +94,12 @@ pub(super) fn fill(scene: &mut Scene, field: &Field, span: &Span, spans: (&Span,
         let (x, y) = (field.x[number % field.x.len()], field.y[number / field.x.len()]);
         let across = [x - half(&field.x), x + half(&field.x)].map(|x| place_x(spans.0, frame, x));
         let down = [y - half(&field.y), y + half(&field.y)].map(|y| place_y(spans.1, frame, y));
-        frame.clip_area(vec![(across[0], down[0]), (across[1], down[0]), (across[1], down[1]), (across[0], down[1])])
+        frame.clip_area(vec![
+            (across[0], down[0]),
+            (across[1], down[0]),
+            (across[1], down[1]),
+            (across[0], down[1]),
+        ])
     };
     let missing = field.values.iter().enumerate().filter(|(_, value)| !value.is_finite());
     scene.region(missing.map(|(number, _)| cell(number)).collect(), MISSING);
@@ -102,7 +111,13 @@ fn contrast(height: f64) -> (u8, u8, u8) {
 }
 
 /// The pieces of an isoline inside the frame; what runs round the edge lies outside.
-fn pieces(field: &Field, heights: &[f64], level: f64, spans: (&Span, &Span), frame: Frame) -> Vec<Vec<Place>> {
+fn pieces(
+    field: &Field,
+    heights: &[f64],
+    level: f64,
+    spans: (&Span, &Span),
+    frame: Frame,
+) -> Vec<Vec<Place>> {
     let close = |mut ring: Vec<Place>| {
         ring.extend(ring.first().copied());
         ring

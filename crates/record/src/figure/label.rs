@@ -103,7 +103,10 @@ impl Occupied {
         }
         if let Some(ground) = ground {
             let Frame { left, top, right, bottom } = frame;
-            scene.area(vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)], ground);
+            scene.area(
+                vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)],
+                ground,
+            );
         }
         scene.text(Text { at: (frame.left, middle), ..text });
         self.texts.push(frame);
@@ -120,7 +123,10 @@ impl Occupied {
             return;
         }
         let Frame { left, top, right, bottom } = frame;
-        scene.area(vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)], ground);
+        scene.area(
+            vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)],
+            ground,
+        );
         scene.text(Text { at: (left, f64::midpoint(top, bottom)), ..text });
         self.texts.push(Frame { left: left - 8.0, top: top - 4.0, right: right + 8.0, bottom: bottom + 4.0 });
     }

@@ -21,8 +21,8 @@ mod svg;
 pub(crate) use png::encode as encode_png;
 
 pub use describe::{
-    Axis, AxisSide, Colour, Dash, Field, FieldLook, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
-    VerticalMark, ecdf,
+    Axis, AxisSide, Colour, Dash, Field, FieldLook, Figure, Level, Marker, Panel, Scale, Series, SeriesShape,
+    Style, VerticalMark, ecdf,
 };
 
 use std::path::{Path, PathBuf};

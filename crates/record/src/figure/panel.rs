@@ -59,13 +59,13 @@ impl<'a> Prepared<'a> {
             field::check(field)?;
         }
         // A field fills its frame.
-        let filled = |axis: &Axis, of: fn(&super::describe::Field) -> &[f64]| match panel.field.as_ref().map(of) {
-            Some([low, .., high]) if axis.range.is_none() => axis.clone().with_range(*low, *high),
-            _ => axis.clone(),
-        };
+        let filled =
+            |axis: &Axis, of: fn(&super::describe::Field) -> &[f64]| match panel.field.as_ref().map(of) {
+                Some([low, .., high]) if axis.range.is_none() => axis.clone().with_range(*low, *high),
+                _ => axis.clone(),
+            };
         let (x_axis, y_axis) = (filled(&panel.x, |field| &field.x), filled(&panel.y, |field| &field.y));
-        let x =
-            Span::of(&x_axis, all().flat_map(xs).chain(mark_places(panel)).chain(bar_ends(panel)), dots)?;
+        let x = Span::of(&x_axis, all().flat_map(xs).chain(mark_places(panel)).chain(bar_ends(panel)), dots)?;
         let right = |series: &&Series| panel.y2.is_some() && series.side == AxisSide::Right;
         let levels = panel.levels.iter().map(|level| level.value);
         let mut y = Span::of(&y_axis, all().filter(|s| !right(s)).flat_map(ys).chain(levels), true)?;

@@ -55,11 +55,25 @@ impl Text {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Shape {
-    Line { path: Vec<Place>, width: f64, ink: Ink },
-    Area { path: Vec<Place>, ink: Ink },
+    Line {
+        path: Vec<Place>,
+        width: f64,
+        ink: Ink,
+    },
+    Area {
+        path: Vec<Place>,
+        ink: Ink,
+    },
     /// What an odd number of the closed rings goes round: areas with holes.
-    Region { rings: Vec<Vec<Place>>, ink: Ink },
-    Disc { at: Place, radius: f64, ink: Ink },
+    Region {
+        rings: Vec<Vec<Place>>,
+        ink: Ink,
+    },
+    Disc {
+        at: Place,
+        radius: f64,
+        ink: Ink,
+    },
     Text(Text),
 }
 

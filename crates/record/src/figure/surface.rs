@@ -104,9 +104,11 @@ fn draw_walls(scene: &mut Scene, view: &View, axes: &Axes, frame: Frame) {
     ] {
         line(&edge, 1.0, Ink::grey(170));
     }
-    for edge in
-        [[[-1.0, -1.0, 0.0], [1.0, -1.0, 0.0]], [[1.0, -1.0, 0.0], [1.0, 1.0, 0.0]], [[-1.0, -1.0, 0.0], [-1.0, -1.0, 1.0]]]
-    {
+    for edge in [
+        [[-1.0, -1.0, 0.0], [1.0, -1.0, 0.0]],
+        [[1.0, -1.0, 0.0], [1.0, 1.0, 0.0]],
+        [[-1.0, -1.0, 0.0], [-1.0, -1.0, 1.0]],
+    ] {
         line(&edge, 1.0, FRAME);
     }
     let mut write = |words: &str, (x, y): Place, anchor: Anchor, size: f64| {
@@ -125,8 +127,9 @@ fn draw_walls(scene: &mut Scene, view: &View, axes: &Axes, frame: Frame) {
         write(label, (at.0 - 7.0, at.1), Anchor::End, TICK_SIZE);
     }
     // Below the edges' middles, beyond their ticks.
-    let widest =
-        |ticks: &Ticks| ticks.labelled.iter().map(|t| font::width(&t.1, TICK_SIZE, false)).fold(0.0, f64::max);
+    let widest = |ticks: &Ticks| {
+        ticks.labelled.iter().map(|t| font::width(&t.1, TICK_SIZE, false)).fold(0.0, f64::max)
+    };
     let (x, corner) = (view.place([0.1, -1.0, 0.0]), view.place([1.0, -1.0, 0.0]));
     let x = (x.0 - widest(&x_ticks) / 2.0, x.1 + 34.0);
     let label = Text::new(axes.x.1, x, LABEL_SIZE, Anchor::End, TEXT);

@@ -69,7 +69,9 @@ fn draw(scene: &Scene, document: &mut String) -> std::result::Result<(), Box<dyn
 /// way, so that the bridges enclose nothing. Rings and holes turn in opposite ways, so that either rule of filling gives the same.
 fn bridged(rings: &[Vec<Place>]) -> Vec<Place> {
     let Some(start) = rings.first().and_then(|ring| ring.first()).copied() else { return Vec::new() };
-    let around = |ring: &Vec<Place>| ring.iter().copied().chain(ring.first().copied()).chain([start]).collect::<Vec<_>>();
+    let around = |ring: &Vec<Place>| {
+        ring.iter().copied().chain(ring.first().copied()).chain([start]).collect::<Vec<_>>()
+    };
     rings.iter().flat_map(around).collect()
 }
 

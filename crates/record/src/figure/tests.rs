@@ -133,7 +133,13 @@ fn a_field_fills_its_frame_as_a_map_or_as_a_surface() {
     for look in [FieldLook::Map, FieldLook::Surface] {
         let figure = bowl(look);
         let svg = figure.to_svg().unwrap();
-        for text in ["first direction", "second direction", "loss (nats)", "train loss", "grey: not finite: 6 of 441 points"] {
+        for text in [
+            "first direction",
+            "second direction",
+            "loss (nats)",
+            "train loss",
+            "grey: not finite: 6 of 441 points",
+        ] {
             assert!(svg.contains(text), "{text} is missing");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf\"") && !svg.contains("2147483647"));
@@ -151,13 +157,16 @@ fn a_field_fills_its_frame_as_a_map_or_as_a_surface() {
             assert_eq!(svg.matches(">\n0.1\n<").count(), 2, "on the bar, and on its isoline");
         }
         let scene = layout::scene(&figure).unwrap();
-        let inside = |&(x, y): &(f64, f64)| (0.0..=scene.size.0).contains(&x) && (0.0..=scene.size.1).contains(&y);
+        let inside =
+            |&(x, y): &(f64, f64)| (0.0..=scene.size.0).contains(&x) && (0.0..=scene.size.1).contains(&y);
         for shape in &scene.shapes {
             match shape {
                 scene::Shape::Line { path, .. } | scene::Shape::Area { path, .. } => {
                     assert!(path.iter().all(inside), "{shape:?}");
                 }
-                scene::Shape::Region { rings, .. } => assert!(rings.iter().flatten().all(inside), "{shape:?}"),
+                scene::Shape::Region { rings, .. } => {
+                    assert!(rings.iter().flatten().all(inside), "{shape:?}")
+                }
                 scene::Shape::Disc { at, .. } => assert!(inside(at), "{shape:?}"),
                 scene::Shape::Text(text) => assert!(inside(&text.at), "{text:?}"),
             }
