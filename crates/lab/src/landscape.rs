@@ -244,7 +244,7 @@ impl Experiment for Landscape {
         let given = settings.weights.iter().map(|path| subject::weights(&network, Path::new(path)));
         let given = given.collect::<Result<Vec<Tensor>>>()?;
         let images = Images::load(run, settings.dataset, subject::preparation(&network, &settings.images))?;
-        let subjects = subjects(settings, run, &network, &images, given)?;
+        let subjects = subjects(settings, run, &network, &images, &given)?;
 
         let mut surfaces = Vec::new();
         for subject in &subjects {
@@ -442,7 +442,7 @@ fn subjects(
     run: &Run,
     network: &Network,
     images: &Images,
-    given: Vec<Tensor>,
+    given: &[Tensor],
 ) -> Result<Vec<Subject>> {
     let seeds = Landscape::seeds(settings);
     if !given.is_empty() {
@@ -579,8 +579,7 @@ impl Surface {
             |name, unit, split, value| measures.push(Measure { kind, seed, name, unit, split, value });
         let random = matches!(kind, Kind::Line | Kind::Plane);
         let distance = if random { "steps" } else { "distance in θ" };
-        let losses: [(&'static str, fn(&Both) -> f64); 2] =
-            [("train", |both| both.train.loss), ("test", |both| both.test.loss)];
+        let losses: [Quantity; 2] = [("train", |both| both.train.loss), ("test", |both| both.test.loss)];
         for (split, of) in losses {
             let models: Vec<f64> = self.marks.iter().map(of).collect();
             match kind {

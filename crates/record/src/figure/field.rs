@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn an_isoline_lies_where_the_value_is() {
-        let field = field(41, |x, y| x.hypot(y));
+        let field = field(41, f64::hypot);
         let (place, value) = spans(&field);
         let level = value.fraction(0.5).unwrap();
         let pieces = pieces(&field, &heights(&field, &value), level, (&place, &place), FRAME);

@@ -87,6 +87,8 @@ impl Occupied {
         let width = text.width();
         let mut places = Vec::new();
         for away in AWAY {
+            // Signs are larger on colours, and the patch must not cover them.
+            let away = if ground.is_some() { away + 5.0 } else { away };
             let slant = 0.75 * away;
             let (right, left, middle) = (at.0 + away, at.0 - away - width, at.0 - width / 2.0);
             let (above, below) = (at.1 - away - HALF_HEIGHT + 1.0, at.1 + away + HALF_HEIGHT - 1.0);

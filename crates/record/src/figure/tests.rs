@@ -165,7 +165,7 @@ fn a_field_fills_its_frame_as_a_map_or_as_a_surface() {
                     assert!(path.iter().all(inside), "{shape:?}");
                 }
                 scene::Shape::Region { rings, .. } => {
-                    assert!(rings.iter().flatten().all(inside), "{shape:?}")
+                    assert!(rings.iter().flatten().all(inside), "{shape:?}");
                 }
                 scene::Shape::Disc { at, .. } => assert!(inside(at), "{shape:?}"),
                 scene::Shape::Text(text) => assert!(inside(&text.at), "{text:?}"),
