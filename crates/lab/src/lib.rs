@@ -22,6 +22,7 @@ pub mod capacity;
 pub mod classify;
 pub mod flatness;
 pub mod gradient_norm;
+pub mod landscape;
 pub mod measures;
 pub mod minimal_ratio;
 pub mod paths;
@@ -34,7 +35,7 @@ pub mod trajectory;
 
 pub use experiment::{Ending, Entry, Experiment, main};
 
-/// Every experiment, in the report's order.
+/// Every experiment: the report's in its order, then those on what a minimum looks like.
 pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<simulate::Simulate>(),
     Entry::of::<classify::Classify>(),
@@ -47,6 +48,7 @@ pub const EXPERIMENTS: &[Entry] = &[
     Entry::of::<sensitivity::Sensitivity>(),
     Entry::of::<spectrum::Spectrum>(),
     Entry::of::<sharpness::Sharpness>(),
-    Entry::of::<measures::Measures>(),
+    Entry::of::<landscape::Landscape>(),
     Entry::of::<paths::Paths>(),
+    Entry::of::<measures::Measures>(),
 ];

@@ -69,6 +69,18 @@ impl Run {
         Ok(())
     }
 
+    /// Writes a file of another program's format, by its path in the run's folder.
+    pub fn write_file(&self, path: &str, bytes: &[u8], what: &str) -> Result<()> {
+        let file = self.folder.file(path);
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        }
+        write_atomically(&file, bytes)?;
+        self.note_written(vec![path.to_owned()], what);
+        Ok(())
+    }
+
     /// Writes `weights/<name>.safetensors`.
     pub fn write_weights(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let folder = self.folder.file("weights");

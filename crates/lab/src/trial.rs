@@ -165,7 +165,7 @@ const MOST_TOGETHER: usize = 8;
 pub fn evaluate_all<C: Send>(
     run: &Run,
     what: &str,
-    (network, images): (&Network, &Images),
+    subject: (&Network, &Images),
     count: usize,
     context: impl Fn() -> Result<C>,
     theta: impl Fn(&C, usize) -> Result<Tensor> + Sync,
@@ -173,6 +173,53 @@ pub fn evaluate_all<C: Send>(
 ) -> Result<Vec<Both>> {
     // Small enough for the workers to end together.
     let together = (count / (8 * run.workers)).clamp(1, MOST_TOGETHER);
+    evaluate_passes(run, what, subject, (count, together), context, theta, name, evaluate_stack)
+}
+
+/// The same, and keeps each pass in the run's folder, by its θ, to the last bit: a resumed run computes none of them again.
+pub fn evaluate_all_kept<C: Send>(
+    run: &Run,
+    what: &str,
+    subject: (&Network, &Images),
+    count: usize,
+    context: impl Fn() -> Result<C>,
+    theta: impl Fn(&C, usize) -> Result<Tensor> + Sync,
+    name: impl Fn(usize) -> String + Sync,
+) -> Result<Vec<Both>> {
+    // Whatever the number of workers, so that a run may go on with another.
+    let together = count.div_ceil(32).clamp(1, MOST_TOGETHER);
+    evaluate_passes(run, what, subject, (count, together), context, theta, name, |network, thetas, images| {
+        let theta = Numbers::from([("theta".to_owned(), thetas.f_to_device(Device::Cpu)?)]);
+        let content = serde_json::json!({
+            "evaluation": sha256_hex(&tensors_to_bytes(&theta)?),
+            "network": describe(network),
+            "prepared": images.prepared,
+            "train": images.train.count(),
+            "test": images.test.count(),
+        });
+        let numbers = run.kept(&content, || both_to_numbers(&evaluate_stack(network, thetas, images)?))?;
+        both_from_numbers(&numbers, thetas.size()[0] as usize)
+    })
+}
+
+/// Evaluates each row of θ `[M, P]` on both splits.
+fn evaluate_stack(network: &Network, thetas: &Tensor, images: &Images) -> Result<Vec<Both>> {
+    let on = |examples| evaluate_many(network, thetas, examples, Loss::CrossEntropy);
+    let (train, test) = (on(&images.train)?, on(&images.test)?);
+    Ok(train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect())
+}
+
+#[allow(clippy::too_many_arguments)] // the two above, which say what they are
+fn evaluate_passes<C: Send>(
+    run: &Run,
+    what: &str,
+    (network, images): (&Network, &Images),
+    (count, together): (usize, usize),
+    context: impl Fn() -> Result<C>,
+    theta: impl Fn(&C, usize) -> Result<Tensor> + Sync,
+    name: impl Fn(usize) -> String + Sync,
+    evaluate: impl Fn(&Network, &Tensor, &Images) -> Result<Vec<Both>> + Sync,
+) -> Result<Vec<Both>> {
     let all: Vec<usize> = (0..count).collect();
     let jobs: Vec<&[usize]> = all.chunks(together).collect();
     let stage = run.progress.stage(what, count as u64);
@@ -180,13 +227,27 @@ pub fn evaluate_all<C: Send>(
     let evaluated = in_parallel(contexts, &jobs, |(images, context), job| {
         run.check_interrupted()?;
         let thetas = job.iter().map(|&index| theta(context, index)).collect::<Result<Vec<_>>>()?;
-        let thetas = Tensor::f_stack(&thetas, 0)?;
-        let on = |examples| evaluate_many(network, &thetas, examples, Loss::CrossEntropy);
-        let (train, test) = (on(&images.train)?, on(&images.test)?);
+        let both = evaluate(network, &Tensor::f_stack(&thetas, 0)?, images)?;
         stage.advance(job.len() as u64, name(job[job.len() - 1]));
-        Ok(train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect::<Vec<_>>())
+        Ok(both)
     })?;
     Ok(evaluated.into_iter().flatten().collect())
+}
+
+/// `[M, 4]`: loss and accuracy (NaN where there is none) on training and test examples.
+fn both_to_numbers(all: &[Both]) -> Result<Numbers> {
+    let of = |value: Evaluation| [value.loss, value.accuracy.unwrap_or(f64::NAN)];
+    let rows: Vec<f64> = all.iter().flat_map(|both| [of(both.train), of(both.test)].concat()).collect();
+    let rows = Tensor::f_from_slice(&rows)?.f_view([all.len() as i64, 4])?;
+    Ok(Numbers::from([("evaluation".to_owned(), rows)]))
+}
+
+fn both_from_numbers(numbers: &Numbers, count: usize) -> Result<Vec<Both>> {
+    let rows = numbers.get("evaluation").context("a kept evaluation holds no numbers")?;
+    ensure!(rows.size() == [count as i64, 4], "a kept evaluation has another shape");
+    let rows = Vec::<f64>::try_from(rows.f_flatten(0, -1)?)?;
+    let of = |pair: &[f64]| Evaluation { loss: pair[0], accuracy: (!pair[1].is_nan()).then_some(pair[1]) };
+    Ok(rows.chunks(4).map(|row| Both { train: of(&row[..2]), test: of(&row[2..]) }).collect())
 }
 
 fn train_alone(run: &Run, stage: &Stage, mut course: Course, mut training: Training) -> Result<Trained> {
@@ -653,6 +714,36 @@ pub(crate) mod tests {
                 assert_same(&resumed, &whole);
             }
         }
+    }
+
+    #[test]
+    fn kept_evaluations_are_those_of_each_theta_whatever_was_kept() {
+        tch::set_num_threads(1);
+        let (network, images) = (&networks()[0], images(44, 0));
+        let theta = |index: usize| initialise(network, 7, index as u32, Kind::Float, Device::Cpu);
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        let evaluate = || {
+            let thetas = |(): &(), index| Ok(theta(index)?);
+            evaluate_all_kept(&run, "test", (network, &images), 70, || Ok(()), thetas, |_| String::new())
+                .unwrap()
+        };
+        let first = evaluate();
+        for (index, both) in first.iter().enumerate() {
+            assert_eq!(*both, evaluate_both(network, &theta(index).unwrap(), &images).unwrap());
+        }
+        let kept = |run: &Run| {
+            let entries = std::fs::read_dir(run.folder.file("trials")).unwrap();
+            let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+            paths.sort();
+            paths
+        };
+        let files = kept(&run);
+        assert_eq!(files.len(), 24, "70 in passes of 3");
+        std::fs::remove_file(&files[3]).unwrap();
+        std::fs::write(&files[9], b"torn").unwrap();
+        assert_eq!(evaluate(), first);
+        assert_eq!(kept(&run), files);
     }
 
     fn row(epoch: u32, loss: f64) -> EpochRow {

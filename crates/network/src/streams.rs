@@ -25,6 +25,8 @@ pub enum Purpose {
     Curve = 5,
     /// The order of layers within a sweep of an alignment.
     Alignment = 6,
+    /// Random directions in the space of θ.
+    Direction = 4,
 }
 
 /// The generator of one purpose of one trial; `epoch` is 0 where the purpose does not depend on it.

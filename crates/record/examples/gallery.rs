@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use flatland_record::{Axis, Colour, Figure, Marker, Panel, RecordError, Series, ecdf};
+use flatland_record::{Axis, Colour, Field, FieldLook, Figure, Marker, Panel, RecordError, Series, ecdf};
 
 fn main() -> Result<(), RecordError> {
     let folder = std::env::args().nth(1).unwrap_or_else(|| ".".into());
@@ -17,6 +17,7 @@ fn main() -> Result<(), RecordError> {
         ("values", values()),
         ("distributions", distributions()),
         ("many", many()),
+        ("fields", fields()),
         ("empty", empty()),
     ] {
         for path in figure.write(Path::new(&folder), name)? {
@@ -290,4 +291,41 @@ fn empty() -> Figure {
         nowhere,
     ));
     Figure::new("Nothing to see", ORIGIN, vec![panel])
+}
+
+/// A function of two variables as maps and as surfaces, with values that are not finite.
+fn fields() -> Figure {
+    let axis: Vec<f64> = (0..51).map(|k| -1.0 + 0.04 * f64::from(k)).collect();
+    let loss = |x: f64, y: f64| {
+        let bowl = 0.005 + 3.0 * x * x + 1.2 * y * y + 1.5 * x * y;
+        bowl.powf(1.3) * (1.0 + 0.5 * (7.0 * x).sin() * (5.0 * y).cos())
+    };
+    let field = |look: FieldLook, of: &dyn Fn(f64, f64) -> f64| {
+        let values = axis.iter().flat_map(|&y| axis.iter().map(move |&x| (x, y))).map(|(x, y)| of(x, y));
+        Field { x: axis.clone(), y: axis.clone(), values: values.collect(), look }
+    };
+    let panel =
+        |title: &str| Panel::new(title, Axis::linear("first direction"), Axis::linear("second direction"));
+    let path: Vec<(f64, f64)> =
+        (0..16).map(|k| (0.9 * 0.75_f64.powi(k), -0.8 * 0.6_f64.powi(k) + 0.01 * f64::from(k))).collect();
+    let broken = |x: f64, y: f64| if x + y > 1.7 { f64::INFINITY } else { loss(x, y) };
+    let panels = vec![
+        panel("train loss").with_field(field(FieldLook::Map, &loss), Axis::log10("loss (nats)")).with(
+            Series::line("path", Colour::Vermillion, path)
+                .with_points()
+                .with_ends(Marker::Square, Marker::Star),
+        ),
+        panel("accuracy").with_field(
+            field(FieldLook::Map, &|x, y| 100.0 * (-loss(x, y) / 3.0).exp()),
+            Axis::linear("accuracy (%)"),
+        ),
+        panel("not finite").with_field(field(FieldLook::Map, &broken), Axis::log10("loss (nats)")),
+        panel("train loss").with_field(field(FieldLook::Surface, &loss), Axis::log10("loss (nats)")),
+        panel("not finite").with_field(field(FieldLook::Surface, &broken), Axis::log10("loss (nats)")),
+        panel("all NaN").with_field(field(FieldLook::Surface, &|_, _| f64::NAN), Axis::log10("loss (nats)")),
+        panel("all NaN").with_field(field(FieldLook::Map, &|_, _| f64::NAN), Axis::log10("loss (nats)")),
+        panel("flat").with_field(field(FieldLook::Map, &|_, _| 1.0), Axis::log10("loss (nats)")),
+    ];
+    let figure = Figure::new("A surface", ORIGIN, panels);
+    Figure { columns: Some(2), ..figure }
 }

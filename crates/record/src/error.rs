@@ -96,6 +96,26 @@ pub enum RecordError {
         /// Upper end as given.
         high: f64,
     },
+    /// A field whose values fill no rectangle.
+    #[error(
+        "a field of {columns} x {rows} places holds {values} values; give one for each place, and at least 2 x 2"
+    )]
+    Field {
+        /// Places along x.
+        columns: usize,
+        /// Places along y.
+        rows: usize,
+        /// Values given.
+        values: usize,
+    },
+    /// Arrays that could not be encoded.
+    #[error("cannot encode the array {name:?}: {reason}")]
+    Array {
+        /// The array's name.
+        name: String,
+        /// What the library said.
+        reason: String,
+    },
     /// A page that could not be made.
     #[error("cannot make the page {}: {reason}", path.display())]
     Page {

@@ -4,6 +4,7 @@
 //! - [`Manifest`]: what was run, on what, with what result (`manifest.json`);
 //! - [`Table`]: tidy tables (`*.csv`);
 //! - [`Figure`]: figures described once and drawn as SVG and as PNG;
+//! - [`npz`], [`vtk`]: arrays and grids for other programs;
 //! - [`write_report`]: one self-contained page over one run or several (`report.html`), [`contact_sheet`]: all figures on
 //!   one image;
 //! - [`write_atomically`]: the one way by which a file comes into being.
@@ -15,6 +16,7 @@ mod error;
 mod figure;
 mod files;
 mod git;
+mod grid;
 mod manifest;
 mod process;
 mod report;
@@ -24,11 +26,12 @@ mod table;
 pub use contact_sheet::contact_sheet;
 pub use error::RecordError;
 pub use figure::{
-    Axis, AxisSide, Colour, Dash, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
-    VerticalMark, ecdf,
+    Axis, AxisSide, Colour, Dash, Field, FieldLook, Figure, Level, Marker, Panel, Scale, Series, SeriesShape,
+    Style, VerticalMark, ecdf,
 };
 pub use files::{sha256_hex, sha256_of_file, write_atomically};
 pub use git::GitState;
+pub use grid::{npz, vtk};
 pub use manifest::{DataSetRecord, DeviceRecord, FileRecord, MANIFEST_FILE, Manifest, NumbersRecord, Status};
 pub use process::{forget_peak_memory, peak_memory_mib};
 pub use report::{REPORT_FILE, write_report};

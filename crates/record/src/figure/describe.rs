@@ -68,6 +68,8 @@ pub struct Panel {
     pub levels: Vec<Level>,
     /// What the colours of points mean ([`Series::with_values`]): drawn as a colour bar right of the frame.
     pub colours: Option<Axis>,
+    /// Values over the whole frame, below the series.
+    pub field: Option<Field>,
 }
 
 impl Panel {
@@ -82,6 +84,7 @@ impl Panel {
             marks: Vec::new(),
             levels: Vec::new(),
             colours: None,
+            field: None,
         }
     }
 
@@ -113,12 +116,43 @@ impl Panel {
         self
     }
 
+    /// Fills the frame with a field, whose values are read on `axis`: a colour bar, and in a surface the height.
+    #[must_use]
+    pub fn with_field(mut self, field: Field, axis: Axis) -> Self {
+        self.field = Some(field);
+        self.colours = Some(axis);
+        self
+    }
+
     /// Adds a colour bar for [`Series::with_values`]; for lines coloured by [`Colour::scale`], give the axis its range.
     #[must_use]
     pub fn with_colour_bar(mut self, axis: Axis) -> Self {
         self.colours = Some(axis);
         self
     }
+}
+
+/// Values over a rectangle, such as a loss surface; [`Panel::with_field`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    /// Places of the columns, ascending, evenly spaced, at least two.
+    pub x: Vec<f64>,
+    /// Places of the rows, likewise.
+    pub y: Vec<f64>,
+    /// Row by row: the value at `(x[i], y[j])` is `values[j * x.len() + i]`. Those that are not finite are left out and counted below the
+    /// panel; what has no place on a log axis is drawn as its lowest value.
+    pub values: Vec<f64>,
+    /// Map or mountain.
+    pub look: FieldLook,
+}
+
+/// How a [`Field`] is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldLook {
+    /// A filled contour map, with isolines at the colour bar's ticks. Series are drawn over it.
+    Map,
+    /// A surface in three dimensions, the height read on the colour bar's axis. Series are not drawn.
+    Surface,
 }
 
 /// How values become places on an axis.

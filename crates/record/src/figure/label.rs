@@ -74,11 +74,21 @@ impl Occupied {
     }
 
     /// Writes `words` beside the point `at`; from further away a hair line leads back to it.
-    pub(super) fn beside(&mut self, scene: &mut Scene, words: &str, at: Place, ink: Ink) {
+    /// `ground`: a patch below it, where it stands on colours.
+    pub(super) fn beside(
+        &mut self,
+        scene: &mut Scene,
+        words: &str,
+        at: Place,
+        ink: Ink,
+        ground: Option<Ink>,
+    ) {
         let text = Text::new(words, at, SIZE, Anchor::Start, ink);
         let width = text.width();
         let mut places = Vec::new();
         for away in AWAY {
+            // Signs are larger on colours, and the patch must not cover them.
+            let away = if ground.is_some() { away + 5.0 } else { away };
             let slant = 0.75 * away;
             let (right, left, middle) = (at.0 + away, at.0 - away - width, at.0 - width / 2.0);
             let (above, below) = (at.1 - away - HALF_HEIGHT + 1.0, at.1 + away + HALF_HEIGHT - 1.0);
@@ -93,8 +103,34 @@ impl Occupied {
             let end = (at.0.clamp(frame.left, frame.right), at.1.clamp(frame.top + 1.5, frame.bottom - 1.5));
             scene.line(vec![at, end], 0.6, Ink::grey(130));
         }
+        if let Some(ground) = ground {
+            let Frame { left, top, right, bottom } = frame;
+            scene.area(
+                vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)],
+                ground,
+            );
+        }
         scene.text(Text { at: (frame.left, middle), ..text });
         self.texts.push(frame);
+    }
+
+    /// Writes `words` on a line, centred at the cheapest of some places, over a patch of the colour `ground`.
+    pub(super) fn on(&mut self, scene: &mut Scene, words: &str, places: &[Place], ground: Ink, ink: Ink) {
+        let text = Text::new(words, (0.0, 0.0), SIZE, Anchor::Start, ink);
+        let width = text.width();
+        let lefts: Vec<Place> = places.iter().map(|&(x, y)| (x - width / 2.0, y)).collect();
+        let Some((_, frame)) = self.best(width, &lefts) else { return };
+        // Better none than one that hides another.
+        if self.cost(frame) >= 10.0 {
+            return;
+        }
+        let Frame { left, top, right, bottom } = frame;
+        scene.area(
+            vec![(left - 1.5, top), (right + 1.5, top), (right + 1.5, bottom), (left - 1.5, bottom)],
+            ground,
+        );
+        scene.text(Text { at: (left, f64::midpoint(top, bottom)), ..text });
+        self.texts.push(Frame { left: left - 8.0, top: top - 4.0, right: right + 8.0, bottom: bottom + 4.0 });
     }
 
     /// Names a level line at height `y`, at one of its ends or in its middle, above or below it.

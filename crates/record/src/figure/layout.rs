@@ -2,7 +2,6 @@
 
 use super::clip::Frame;
 use super::describe::Figure;
-use super::edge;
 use super::font;
 use super::legend::{self, Entry};
 use super::panel::{Prepared, fitted};
@@ -47,7 +46,7 @@ pub(super) fn scene(figure: &Figure) -> Result<Scene> {
     };
     let common = if legends.iter().all(Vec::is_empty) { shared } else { Vec::new() };
     let notes: Vec<Vec<String>> =
-        prepared.iter().map(|p| wrap(&edge::notes(&p.missing), "  ·  ", NOTE_SIZE, wide)).collect();
+        prepared.iter().map(|p| wrap(&p.notes(), "  ·  ", NOTE_SIZE, wide)).collect();
 
     let mut scene = Scene { size: (width, 0.0), shapes: Vec::new() };
     let mut y = heading(&mut scene, figure, width);

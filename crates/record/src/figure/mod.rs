@@ -7,6 +7,7 @@ mod axis;
 mod clip;
 mod describe;
 mod edge;
+mod field;
 pub(crate) mod font;
 mod label;
 mod layout;
@@ -14,13 +15,14 @@ mod legend;
 mod panel;
 mod png;
 mod scene;
+mod surface;
 mod svg;
 
 pub(crate) use png::encode as encode_png;
 
 pub use describe::{
-    Axis, AxisSide, Colour, Dash, Figure, Level, Marker, Panel, Scale, Series, SeriesShape, Style,
-    VerticalMark, ecdf,
+    Axis, AxisSide, Colour, Dash, Field, FieldLook, Figure, Level, Marker, Panel, Scale, Series, SeriesShape,
+    Style, VerticalMark, ecdf,
 };
 
 use std::path::{Path, PathBuf};

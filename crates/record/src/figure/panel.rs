@@ -2,12 +2,14 @@
 
 use super::axis::{Span, Ticks};
 use super::clip::Frame;
-use super::describe::{Axis, AxisSide, Colour, Dash, Marker, Panel, Scale, Series, SeriesShape};
+use super::describe::{Axis, AxisSide, Colour, Dash, FieldLook, Marker, Panel, Scale, Series, SeriesShape};
 use super::edge::{self, Missing};
+use super::field;
 use super::font;
 use super::label::Occupied;
 use super::layout::wrap;
 use super::scene::{Anchor, Ink, Place, Scene, Text};
+use super::surface;
 use crate::Result;
 
 pub(super) const LINE_WIDTH: f64 = 1.8;
@@ -15,8 +17,8 @@ pub(super) const POINT_RADIUS: f64 = 3.0;
 pub(super) const BAND_ALPHA: f64 = 0.2;
 
 const TITLE_SIZE: f64 = 13.0;
-const LABEL_SIZE: f64 = 12.5;
-const TICK_SIZE: f64 = 11.5;
+pub(super) const LABEL_SIZE: f64 = 12.5;
+pub(super) const TICK_SIZE: f64 = 11.5;
 const MARK_SIZE: f64 = 11.0;
 const MARK_ROW: f64 = 15.0;
 const MARK_GAP: f64 = 12.0;
@@ -27,9 +29,11 @@ const COLOUR_BAR: f64 = 12.0;
 const COLOUR_BAR_GAP: f64 = 14.0;
 pub(super) const BAR_ALPHA: f64 = 0.55;
 
-const TEXT: Ink = Ink::grey(40);
-const FRAME: Ink = Ink::grey(90);
-const GRID: Ink = Ink::grey(228);
+/// Around what is drawn on colours.
+const RIM: Ink = Ink { rgb: (255, 255, 255), alpha: 0.85 };
+pub(super) const TEXT: Ink = Ink::grey(40);
+pub(super) const FRAME: Ink = Ink::grey(90);
+pub(super) const GRID: Ink = Ink::grey(228);
 const MINOR_GRID: Ink = Ink::grey(242);
 
 /// A panel whose axes are settled.
@@ -51,11 +55,20 @@ impl<'a> Prepared<'a> {
         let line = |series: &Series| matches!(series.style.shape, SeriesShape::Line | SeriesShape::Steps);
         let dots = panel.series.iter().any(|series| !line(series) || series.style.ends.is_some());
         let all = || panel.series.iter();
-        let x =
-            Span::of(&panel.x, all().flat_map(xs).chain(mark_places(panel)).chain(bar_ends(panel)), dots)?;
+        if let Some(field) = &panel.field {
+            field::check(field)?;
+        }
+        // A field fills its frame.
+        let filled =
+            |axis: &Axis, of: fn(&super::describe::Field) -> &[f64]| match panel.field.as_ref().map(of) {
+                Some([low, .., high]) if axis.range.is_none() => axis.clone().with_range(*low, *high),
+                _ => axis.clone(),
+            };
+        let (x_axis, y_axis) = (filled(&panel.x, |field| &field.x), filled(&panel.y, |field| &field.y));
+        let x = Span::of(&x_axis, all().flat_map(xs).chain(mark_places(panel)).chain(bar_ends(panel)), dots)?;
         let right = |series: &&Series| panel.y2.is_some() && series.side == AxisSide::Right;
         let levels = panel.levels.iter().map(|level| level.value);
-        let mut y = Span::of(&panel.y, all().filter(|s| !right(s)).flat_map(ys).chain(levels), true)?;
+        let mut y = Span::of(&y_axis, all().filter(|s| !right(s)).flat_map(ys).chain(levels), true)?;
         stand_on_zero(&mut y, &panel.y, all().filter(|s| !right(s)));
         let mut y2 = None;
         if let Some(axis) = &panel.y2 {
@@ -64,7 +77,10 @@ impl<'a> Prepared<'a> {
             y2 = Some(span);
         }
         let colours = match &panel.colours {
-            Some(axis) => Some(Span::of(axis, all().flat_map(|s| s.values.iter().copied()), false)?),
+            Some(axis) => {
+                let field = panel.field.iter().flat_map(|field| &field.values);
+                Some(Span::of(axis, all().flat_map(|s| &s.values).chain(field).copied(), false)?)
+            }
             None => None,
         };
         // Decades can stand closer than other ticks: their labels need no reading between.
@@ -83,6 +99,20 @@ impl<'a> Prepared<'a> {
         let colour_ticks =
             colours.zip(panel.colours.as_ref()).map_or(none, |(span, axis)| ticks(&span, &axis.categories));
         Ok(Self { panel, x, y, y2, y_ticks, y2_ticks, colours, colour_ticks, missing })
+    }
+
+    /// The sentences below the panel.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = edge::notes(&self.missing);
+        if let Some((field, span)) = self.panel.field.as_ref().zip(self.colours.as_ref()) {
+            notes.extend(field::notes(field, span));
+        }
+        notes
+    }
+
+    /// Whether the panel is a mountain, with axes of its own.
+    fn is_surface(&self) -> bool {
+        self.panel.field.as_ref().is_some_and(|field| field.look == FieldLook::Surface)
     }
 
     /// Room needed left of the frame for labels.
@@ -148,7 +178,24 @@ impl<'a> Prepared<'a> {
     /// Draws the panel; its title stands `title_above` the frame, as in its neighbours.
     pub(super) fn draw(&self, scene: &mut Scene, frame: Frame, title_above: f64) {
         let x_ticks = self.x_ticks(frame.width());
-        self.draw_grid(scene, frame, &x_ticks);
+        let map = self.panel.field.as_ref().zip(self.colours.as_ref());
+        if let Some((field, span)) = map.filter(|_| self.is_surface()) {
+            let axes = surface::Axes {
+                x: (&self.x, &self.panel.x.label),
+                y: (&self.y, &self.panel.y.label),
+                z: (span, &self.colour_ticks),
+            };
+            surface::draw(scene, field, &axes, frame);
+            self.draw_colour_bar(scene, frame);
+            self.draw_title(scene, frame, title_above);
+            return;
+        }
+        if let Some((field, span)) = map {
+            field::fill(scene, field, span, (&self.x, &self.y), frame);
+            field::isolines(scene, field, span, &self.colour_ticks, (&self.x, &self.y), frame);
+        } else {
+            self.draw_grid(scene, frame, &x_ticks);
+        }
         for series in &self.panel.series {
             self.draw_band(scene, frame, series);
         }
@@ -164,7 +211,8 @@ impl<'a> Prepared<'a> {
         self.draw_colour_bar(scene, frame);
         self.draw_labels(scene, frame, &mut occupied);
         self.draw_words(scene, frame, title_above);
-        if self.y.empty && self.y2.is_none_or(|span| span.empty) {
+        let nothing = self.panel.field.as_ref().is_none_or(|_| self.colours.is_some_and(|span| span.empty));
+        if nothing && (self.panel.field.is_some() || self.y.empty && self.y2.is_none_or(|span| span.empty)) {
             let middle = (f64::midpoint(frame.left, frame.right), f64::midpoint(frame.top, frame.bottom));
             scene.text(Text::new("no finite value", middle, LABEL_SIZE, Anchor::Middle, Ink::grey(110)));
         }
@@ -258,10 +306,14 @@ impl<'a> Prepared<'a> {
             let label = Text::new(mark.label.clone(), (*centre, y), MARK_SIZE, Anchor::Middle, Ink::grey(70));
             scene.text(fitted(label, room));
         }
-        let at = (middle_x, frame.top - title_above);
-        let mut title = Text::new(panel.title.clone(), at, TITLE_SIZE, Anchor::Middle, TEXT);
+        self.draw_title(scene, frame, title_above);
+    }
+
+    fn draw_title(&self, scene: &mut Scene, frame: Frame, title_above: f64) {
+        let at = (f64::midpoint(frame.left, frame.right), frame.top - title_above);
+        let mut title = Text::new(self.panel.title.clone(), at, TITLE_SIZE, Anchor::Middle, TEXT);
         title.bold = true;
-        scene.text(fitted(title, room));
+        scene.text(fitted(title, frame.width() + self.left()));
     }
 
     fn draw_mark_lines(&self, scene: &mut Scene, frame: Frame) {
@@ -354,7 +406,11 @@ impl<'a> Prepared<'a> {
         let alpha = if style.thin { 0.45 } else { 1.0 };
         let ink = Ink { rgb: style.colour.rgb(), alpha };
         let width = if style.thin { 0.9 } else { LINE_WIDTH };
-        let radius = if style.thin { 0.75 * POINT_RADIUS } else { POINT_RADIUS };
+        let mut radius = if style.thin { 0.75 * POINT_RADIUS } else { POINT_RADIUS };
+        if self.panel.field.is_some() && style.shape == SeriesShape::Points {
+            // Few, and on colours.
+            radius *= 1.6;
+        }
         let places = self.places(frame, index, series);
         if !matches!(style.shape, SeriesShape::Points | SeriesShape::Bars) {
             for run in places.split(Option::is_none) {
@@ -370,6 +426,9 @@ impl<'a> Prepared<'a> {
                 }
                 for piece in frame.clip_path(&run) {
                     occupied.path(&piece);
+                    if self.panel.field.is_some() {
+                        scene.line(piece.clone(), width + 1.6, RIM);
+                    }
                     scene.dashed_line(piece, width, ink, style.dash);
                 }
             }
@@ -384,6 +443,9 @@ impl<'a> Prepared<'a> {
                     scene.marker(style.marker, at, radius + 1.3, Ink::grey(70));
                     scene.marker(style.marker, at, radius + 0.5, ink);
                 } else {
+                    if self.panel.field.is_some() {
+                        scene.marker(style.marker, at, radius + 1.2, RIM);
+                    }
                     scene.marker(style.marker, at, radius, ink);
                 }
                 occupied.point(at);
@@ -504,6 +566,9 @@ impl<'a> Prepared<'a> {
 
     /// Names of levels, then texts beside points.
     fn draw_labels(&self, scene: &mut Scene, frame: Frame, occupied: &mut Occupied) {
+        if let Some((field, span)) = self.panel.field.as_ref().zip(self.colours.as_ref()) {
+            field::labels(scene, field, span, &self.colour_ticks, (&self.x, &self.y), frame, occupied);
+        }
         for level in &self.panel.levels {
             if self.y.misfit(level.value).is_none() {
                 let y = place_y(&self.y, frame, level.value);
@@ -520,7 +585,7 @@ impl<'a> Prepared<'a> {
                     let (r, g, b) = series.style.colour.rgb();
                     let ink =
                         if series.values.is_empty() { Ink::solid((dark(r), dark(g), dark(b))) } else { TEXT };
-                    occupied.beside(scene, label, at, ink);
+                    occupied.beside(scene, label, at, ink, self.panel.field.as_ref().map(|_| RIM));
                 }
             }
         }
@@ -530,7 +595,9 @@ impl<'a> Prepared<'a> {
         let Some((span, axis)) = self.colours.as_ref().zip(self.panel.colours.as_ref()) else { return };
         let left = frame.right + self.right_axis() + COLOUR_BAR_GAP;
         let right = left + COLOUR_BAR;
-        let pieces = 96;
+        // As many as the map has, so that they are the same colours.
+        let map = self.panel.field.as_ref().is_some_and(|field| field.look == FieldLook::Map);
+        let pieces = if map { field::BANDS } else { 96 };
         for piece in 0..pieces {
             // Each reaches to the top, so that no seam shows between neighbours.
             let y = frame.bottom - f64::from(piece) / f64::from(pieces) * frame.height();
@@ -585,11 +652,11 @@ pub(super) fn fitted(mut text: Text, room: f64) -> Text {
     text
 }
 
-fn place_x(span: &Span, frame: Frame, value: f64) -> f64 {
+pub(super) fn place_x(span: &Span, frame: Frame, value: f64) -> f64 {
     frame.left + span.fraction(value).unwrap_or(0.0) * frame.width()
 }
 
-fn place_y(span: &Span, frame: Frame, value: f64) -> f64 {
+pub(super) fn place_y(span: &Span, frame: Frame, value: f64) -> f64 {
     frame.bottom - span.fraction(value).unwrap_or(0.0) * frame.height()
 }
 

@@ -34,6 +34,7 @@ fn draw(scene: &Scene, pixels: &mut [u8], size: (u32, u32)) -> std::result::Resu
             Shape::Area { path, ink } => {
                 backend.fill_polygon(path.iter().map(|&p| scaled(p)), &colour(*ink).filled())?;
             }
+            Shape::Region { rings, ink } => fill_region(&mut backend, rings, *ink)?,
             Shape::Disc { at, radius, ink } => {
                 let radius = (radius * factor()).round() as u32;
                 backend.draw_circle(scaled(*at), radius, &colour(*ink).filled(), true)?;
@@ -42,6 +43,45 @@ fn draw(scene: &Scene, pixels: &mut [u8], size: (u32, u32)) -> std::result::Resu
         }
     }
     backend.present()?;
+    Ok(())
+}
+
+/// Row by row, between every odd and the next even crossing: plotters' own polygons are torn where rings are many.
+fn fill_region(
+    backend: &mut BitMapBackend,
+    rings: &[Vec<Place>],
+    ink: Ink,
+) -> std::result::Result<(), Failure> {
+    let style = colour(ink);
+    let mut edges: Vec<(Place, Place)> = Vec::new();
+    for ring in rings {
+        for (&(x0, y0), &(x1, y1)) in ring.iter().zip(ring.iter().cycle().skip(1)) {
+            let (from, to) = ((x0 * factor(), y0 * factor()), (x1 * factor(), y1 * factor()));
+            edges.push(if from.1 <= to.1 { (from, to) } else { (to, from) });
+        }
+    }
+    edges.sort_by(|a, b| a.0.1.total_cmp(&b.0.1));
+    let low = edges.iter().map(|edge| edge.0.1).fold(f64::INFINITY, f64::min);
+    let high = edges.iter().map(|edge| edge.1.1).fold(f64::NEG_INFINITY, f64::max);
+    let (mut next, mut active): (usize, Vec<(Place, Place)>) = (0, Vec::new());
+    for row in low.floor() as i32..=high.ceil() as i32 {
+        let middle = f64::from(row) + 0.5;
+        while next < edges.len() && edges[next].0.1 <= middle {
+            active.push(edges[next]);
+            next += 1;
+        }
+        active.retain(|edge| edge.1.1 > middle);
+        let crossing = |&((x0, y0), (x1, y1)): &(Place, Place)| x0 + (x1 - x0) * (middle - y0) / (y1 - y0);
+        let mut crossings: Vec<f64> = active.iter().map(crossing).collect();
+        crossings.sort_by(f64::total_cmp);
+        for pair in crossings.chunks_exact(2) {
+            // The pixels whose middles lie between.
+            let (from, to) = ((pair[0] - 0.5).ceil() as i32, (pair[1] - 0.5).ceil() as i32 - 1);
+            if from <= to {
+                backend.draw_line((from, row), (to, row), &style)?;
+            }
+        }
+    }
     Ok(())
 }
 

@@ -55,9 +55,25 @@ impl Text {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Shape {
-    Line { path: Vec<Place>, width: f64, ink: Ink },
-    Area { path: Vec<Place>, ink: Ink },
-    Disc { at: Place, radius: f64, ink: Ink },
+    Line {
+        path: Vec<Place>,
+        width: f64,
+        ink: Ink,
+    },
+    Area {
+        path: Vec<Place>,
+        ink: Ink,
+    },
+    /// What an odd number of the closed rings goes round: areas with holes.
+    Region {
+        rings: Vec<Vec<Place>>,
+        ink: Ink,
+    },
+    Disc {
+        at: Place,
+        radius: f64,
+        ink: Ink,
+    },
     Text(Text),
 }
 
@@ -86,6 +102,13 @@ impl Scene {
     pub(super) fn area(&mut self, path: Vec<Place>, ink: Ink) {
         if path.len() > 2 {
             self.shapes.push(Shape::Area { path, ink });
+        }
+    }
+
+    pub(super) fn region(&mut self, rings: Vec<Vec<Place>>, ink: Ink) {
+        let rings: Vec<Vec<Place>> = rings.into_iter().filter(|ring| ring.len() > 2).collect();
+        if !rings.is_empty() {
+            self.shapes.push(Shape::Region { rings, ink });
         }
     }
 

@@ -51,6 +51,9 @@ fn draw(scene: &Scene, document: &mut String) -> std::result::Result<(), Box<dyn
             Shape::Area { path, ink } => {
                 backend.fill_polygon(path.iter().map(|&p| scaled(p)), &colour(*ink).filled())?;
             }
+            Shape::Region { rings, ink } => {
+                backend.fill_polygon(bridged(rings).into_iter().map(scaled), &colour(*ink).filled())?;
+            }
             Shape::Disc { at, radius, ink } => {
                 let radius = (radius * SCALE).round() as u32;
                 backend.draw_circle(scaled(*at), radius, &colour(*ink).filled(), true)?;
@@ -60,6 +63,16 @@ fn draw(scene: &Scene, document: &mut String) -> std::result::Result<(), Box<dyn
     }
     backend.present()?;
     Ok(())
+}
+
+/// One closed path around all rings, since plotters' SVG knows polygons only: from the first ring's start to each other one and back the same
+/// way, so that the bridges enclose nothing. Rings and holes turn in opposite ways, so that either rule of filling gives the same.
+fn bridged(rings: &[Vec<Place>]) -> Vec<Place> {
+    let Some(start) = rings.first().and_then(|ring| ring.first()).copied() else { return Vec::new() };
+    let around = |ring: &Vec<Place>| {
+        ring.iter().copied().chain(ring.first().copied()).chain([start]).collect::<Vec<_>>()
+    };
+    rings.iter().flat_map(around).collect()
 }
 
 fn scaled((x, y): Place) -> (i32, i32) {

@@ -99,6 +99,7 @@ fn nothing_leaves_the_picture() {
             scene::Shape::Line { path, .. } | scene::Shape::Area { path, .. } => {
                 assert!(path.iter().all(inside), "{shape:?}");
             }
+            scene::Shape::Region { rings, .. } => assert!(rings.iter().flatten().all(inside), "{shape:?}"),
             scene::Shape::Disc { at, .. } => assert!(inside(at), "{shape:?}"),
             scene::Shape::Text(text) => {
                 let before = match text.anchor {
@@ -112,6 +113,82 @@ fn nothing_leaves_the_picture() {
                 assert!(ends.iter().all(inside), "{text:?}");
             }
         }
+    }
+}
+
+/// A bowl with a hole of infinities, as a map and as a surface.
+fn bowl(look: FieldLook) -> Figure {
+    let places: Vec<f64> = (0..21).map(|k| -1.0 + 0.1 * f64::from(k)).collect();
+    let value = |x: f64, y: f64| if x + y > 1.75 { f64::INFINITY } else { 0.01 + 5.0 * (x * x + y * y) };
+    let values = places.iter().flat_map(|&y| places.iter().map(move |&x| value(x, y))).collect();
+    let field = Field { x: places.clone(), y: places.clone(), values, look };
+    let panel = Panel::new("train loss", Axis::linear("first direction"), Axis::linear("second direction"))
+        .with_field(field, Axis::log10("loss (nats)"))
+        .with(Series::scatter("model", Colour::Vermillion, vec![(0.0, 0.0)]).with_labels(["θ"]));
+    Figure::new("A bowl", "digits · seed 0", vec![panel])
+}
+
+#[test]
+fn a_field_fills_its_frame_as_a_map_or_as_a_surface() {
+    for look in [FieldLook::Map, FieldLook::Surface] {
+        let figure = bowl(look);
+        let svg = figure.to_svg().unwrap();
+        for text in [
+            "first direction",
+            "second direction",
+            "loss (nats)",
+            "train loss",
+            "grey: not finite: 6 of 441 points",
+        ] {
+            assert!(svg.contains(text), "{text} is missing");
+        }
+        assert!(!svg.contains("NaN") && !svg.contains("inf\"") && !svg.contains("2147483647"));
+        assert!(svg.contains(">\n0.1\n<"), "a tick");
+        // The darkest and the brightest colour are where the values are.
+        let (width, _, pixels) = decoded(&figure.to_png().unwrap());
+        let count = |rgb: [u8; 3]| pixels.chunks(3).filter(|&p| p == rgb).count();
+        let (Colour::Rgb(r, g, b), Colour::Rgb(r1, g1, b1)) =
+            (Colour::scale(31.5 / 32.0), Colour::scale(0.5 / 32.0))
+        else {
+            panic!("colours of a scale");
+        };
+        if look == FieldLook::Map {
+            assert!(count([r, g, b]) > 1000 && count([r1, g1, b1]) > 10 && width > 600);
+            assert_eq!(svg.matches(">\n0.1\n<").count(), 2, "on the bar, and on its isoline");
+        }
+        let scene = layout::scene(&figure).unwrap();
+        let inside =
+            |&(x, y): &(f64, f64)| (0.0..=scene.size.0).contains(&x) && (0.0..=scene.size.1).contains(&y);
+        for shape in &scene.shapes {
+            match shape {
+                scene::Shape::Line { path, .. } | scene::Shape::Area { path, .. } => {
+                    assert!(path.iter().all(inside), "{shape:?}");
+                }
+                scene::Shape::Region { rings, .. } => {
+                    assert!(rings.iter().flatten().all(inside), "{shape:?}");
+                }
+                scene::Shape::Disc { at, .. } => assert!(inside(at), "{shape:?}"),
+                scene::Shape::Text(text) => assert!(inside(&text.at), "{text:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_field_without_a_value_for_each_place_is_an_error() {
+    let mut figure = bowl(FieldLook::Map);
+    figure.panels[0].field.as_mut().unwrap().values.pop();
+    assert!(matches!(figure.to_svg(), Err(RecordError::Field { columns: 21, rows: 21, values: 440 })));
+}
+
+#[test]
+fn a_field_of_nothing_says_so() {
+    for look in [FieldLook::Map, FieldLook::Surface] {
+        let mut figure = bowl(look);
+        figure.panels[0].field.as_mut().unwrap().values.fill(f64::NAN);
+        assert!(figure.to_svg().unwrap().contains("no finite value"));
+        figure.panels[0].field.as_mut().unwrap().values.fill(1.0);
+        figure.to_png().unwrap();
     }
 }
 
