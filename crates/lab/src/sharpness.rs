@@ -878,7 +878,7 @@ fn batch_figure(settings: &Settings, run: &Run, models: &[Model]) -> Figure {
         MEASURES.into_iter().map(panel).collect(),
     );
     figure.columns = Some(3);
-    figure.panel_size = Some((420., 300.));
+    figure.panel_size = Some((420., 340.));
     figure
 }
 
@@ -912,7 +912,7 @@ fn gap_figure(settings: &Settings, run: &Run, models: &[Model], gap: Gap) -> Fig
         MEASURES.into_iter().map(panel).collect(),
     );
     figure.columns = Some(3);
-    figure.panel_size = Some((420., 300.));
+    figure.panel_size = Some((420., 340.));
     figure
 }
 
