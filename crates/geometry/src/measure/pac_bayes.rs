@@ -218,7 +218,7 @@ mod tests {
     use flatland_network::Layer;
     use tch::Device;
 
-    const SETTINGS: NoiseSettings = NoiseSettings { rise: 0.1, draws: 120, seed: 3 };
+    const SETTINGS: NoiseSettings = NoiseSettings { rise: 0.1, draws: 250, seed: 3 };
 
     /// Two classes, x = 1, θ = (a, b, 0, 0): with noise on all four parameters the difference of the logits is a - b + σ s, with s of each draw a
     /// sum of four normal numbers, and the draw is missed from σ = (a - b) / -s on.
@@ -244,8 +244,8 @@ mod tests {
         let found = largest_noise(&network, &theta, &right, Noise::Equal, &SETTINGS).unwrap().unwrap();
         let expected = bound(&|[a, b, c, d]| 1.5 / (b - a + d - c));
         assert!(found <= expected && found > expected / 1.006, "{found} {expected}");
-        // Φ(-1.2816) = 0.1, and s has a standard deviation of 2: 120 draws scatter by 12 %.
-        close(found, 1.5 / 2. / 1.281_551_565_544_6, 0.3);
+        // Φ(-1.2816) = 0.1, and s has a standard deviation of 2: 250 draws scatter by 8 %.
+        close(found, 1.5 / 2. / 1.281_551_565_544_6, 0.25);
         let single = examples(Kind::Float, 0);
         let theta32 = theta.to_kind(Kind::Float);
         let single = largest_noise(&network, &theta32, &single, Noise::Equal, &SETTINGS).unwrap();

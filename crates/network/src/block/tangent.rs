@@ -169,10 +169,36 @@ pub fn input_gradient(saved: &Saved, weight: &Tensor, gradient: &Tensor) -> Resu
     Ok(dx)
 }
 
-/// The patch of an open window's winner begins in this row and column of the input.
+/// An open window: its index, its output, and where its winner's patch begins in x.
 #[cfg(target_arch = "x86_64")]
-fn place(window: usize, winner: u8, columns: usize) -> (usize, usize) {
-    (2 * (window / columns) + usize::from(winner >> 1), 2 * (window % columns) + usize::from(winner & 1))
+struct Window {
+    index: u32,
+    output: u32,
+    first: u32,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn open_windows(winners: &[u8], shape: Shape) -> Vec<Window> {
+    let Shape { batch, inputs, outputs, height, width, .. } = shape;
+    let (rows, columns) = shape.windows();
+    assert!(u32::try_from(winners.len().max(batch * inputs * height * width)).is_ok(), "pieces are small");
+    let mut open = Vec::with_capacity(winners.len());
+    // Nested, since a division for each window would cost more than what is computed for it.
+    let mut lines = winners.chunks_exact(columns).zip((0u32..).step_by(columns));
+    for example in 0..batch {
+        for output in 0..outputs as u32 {
+            for (row, (line, start)) in lines.by_ref().take(rows).enumerate() {
+                let above = (example * inputs * height + 2 * row) * width;
+                for (column, &winner) in line.iter().enumerate() {
+                    if winner < 4 {
+                        let first = above + usize::from(winner >> 1) * width + 2 * column + usize::from(winner & 1);
+                        open.push(Window { index: start + column as u32, output, first: first as u32 });
+                    }
+                }
+            }
+        }
+    }
+    open
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -209,7 +235,7 @@ mod patches {
     #![allow(clippy::too_many_arguments, clippy::needless_range_loop)] // what a sum of products needs, and its indices
 
     use super::super::MAX_KERNEL;
-    use super::{Shape, place};
+    use super::{Shape, Window, open_windows};
     use std::arch::x86_64::{
         __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
         _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_maskz_loadu_ps,
@@ -257,19 +283,13 @@ mod patches {
         y: &mut [f32],
         shape: Shape,
     ) {
-        let Shape { inputs, outputs, height, width, .. } = shape;
+        let Shape { inputs, height, width, .. } = shape;
         let kernel = if K == 0 { shape.kernel } else { K };
-        let (rows, columns) = shape.windows();
-        let (cells, image, taps) = (rows * columns, inputs * height * width, inputs * kernel * kernel);
+        let taps = inputs * kernel * kernel;
         let mask = ((1u32 << kernel) - 1) as u8;
-        for (index, (&winner, y)) in winners.iter().zip(y).enumerate() {
-            if winner >= 4 {
-                *y = 0.;
-                continue;
-            }
-            let (example, output) = (index / cells / outputs, index / cells % outputs);
-            let (row, column) = place(index % cells, winner, columns);
-            let first = example * image + row * width + column;
+        y.fill(0.);
+        for Window { index, output, first } in open_windows(winners, shape) {
+            let [index, output, first] = [index, output, first].map(|n| n as usize);
             let mut sums = [[_mm256_setzero_ps(); 4]; 2];
             for (sums, (x, w)) in sums.iter_mut().zip([own].into_iter().chain(through)) {
                 for input in 0..inputs {
@@ -290,7 +310,7 @@ mod patches {
             let low = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_add_ps(low, _mm_movehl_ps(low, low));
             let one = _mm_add_ss(two, _mm_shuffle_ps::<1>(two, two));
-            *y = db[output] + _mm_cvtss_f32(one);
+            y[index] = db[output] + _mm_cvtss_f32(one);
         }
     }
 
@@ -338,17 +358,11 @@ mod patches {
         y: &mut [f32],
         shape: Shape,
     ) {
-        let Shape { inputs, outputs, height, width, .. } = shape;
+        let Shape { inputs, height, width, .. } = shape;
         let kernel = if K == 0 { shape.kernel } else { K };
-        let (rows, columns) = shape.windows();
-        let (cells, image, taps) = (rows * columns, inputs * height * width, inputs * kernel * kernel);
-        for (index, (&winner, y)) in winners.iter().zip(y.chunks_exact_mut(LANES)).enumerate() {
-            if winner >= 4 {
-                continue;
-            }
-            let (example, output) = (index / cells / outputs, index / cells % outputs);
-            let (row, column) = place(index % cells, winner, columns);
-            let first = example * image + row * width + column;
+        let taps = inputs * kernel * kernel;
+        for Window { index, output, first } in open_windows(winners, shape) {
+            let [index, output, first] = [index, output, first].map(|n| n as usize);
             // A sum for each column of the kernel: one alone would wait for itself.
             let mut own = [_mm512_setzero_ps(); MAX_KERNEL];
             let mut through = [_mm512_setzero_ps(); MAX_KERNEL];
@@ -381,7 +395,7 @@ mod patches {
                 for kx in 0..kernel {
                     sum = _mm512_add_ps(sum, _mm512_add_ps(own[kx], through[kx]));
                 }
-                _mm512_storeu_ps(y.as_mut_ptr(), sum);
+                _mm512_storeu_ps(y.as_mut_ptr().add(index * LANES), sum);
             }
         }
     }
@@ -433,17 +447,11 @@ mod patches {
         mut into_x: Option<&mut [f32]>,
     ) {
         let Spread { winners, x, weight, tangent, curved, dx, shape } = all;
-        let Shape { inputs, outputs, height, width, .. } = shape;
+        let Shape { inputs, height, width, .. } = shape;
         let kernel = if K == 0 { shape.kernel } else { K };
-        let (rows, columns) = shape.windows();
-        let (cells, image, taps) = (rows * columns, inputs * height * width, inputs * kernel * kernel);
-        for (index, &winner) in winners.iter().enumerate() {
-            if winner >= 4 {
-                continue;
-            }
-            let (example, output) = (index / cells / outputs, index / cells % outputs);
-            let (row, column) = place(index % cells, winner, columns);
-            let first = example * image + row * width + column;
+        let taps = inputs * kernel * kernel;
+        for Window { index, output, first } in open_windows(winners, shape) {
+            let [index, output, first] = [index, output, first].map(|n| n as usize);
             // SAFETY: the vector of a window, and of an output.
             let (t, g) = unsafe {
                 let t = _mm512_loadu_ps(tangent.as_ptr().add(index * LANES));
