@@ -18,8 +18,8 @@ const SMALL: &[&str] = &[
     "digits",
     "--device",
     "cpu",
-    "--network",
-    "784-6-10",
+    "--set",
+    "network=784-6-10",
     "--set",
     "images.train=400",
     "--set",
@@ -41,7 +41,7 @@ const TABLES: [&str; 6] =
 
 static BASE: LazyLock<(Out, PathBuf)> = LazyLock::new(|| {
     let out = Out::new(BINARY);
-    let run = out.run(&[SMALL, &["--workers", "1"]]);
+    let run = out.run(&[SMALL, &["--quiet", "--workers", "1"]]);
     (out, run)
 });
 
@@ -82,7 +82,7 @@ fn every_file_of_a_run_is_there() {
 fn workers_and_interruptions_do_not_matter() {
     let run = &BASE.1;
     let out = Out::new(BINARY);
-    let other = out.run(&[SMALL, &["--workers", "2"]]);
+    let other = out.run(&[SMALL, &["--quiet", "--workers", "2"]]);
     assert_same_files(run, &other, &TABLES);
 }
 
@@ -91,7 +91,7 @@ fn own_weights_are_looked_at_and_nothing_is_trained() {
     let run = &BASE.1;
     let weights = fs::read_dir(run.join("weights")).unwrap().next().unwrap().unwrap().path();
     let out = Out::new(BINARY);
-    let own = out.run(&[SMALL, &["--weights", weights.to_str().unwrap()]]);
+    let own = out.run(&[SMALL, &["--quiet", "--weights", weights.to_str().unwrap()]]);
     assert!(!own.join("training.csv").exists());
     let found = numbers(&own, "eigenvalues.csv", "eigenvalue");
     assert_eq!(found, numbers(run, "eigenvalues.csv", "eigenvalue")[7..]);
@@ -101,15 +101,14 @@ fn own_weights_are_looked_at_and_nothing_is_trained() {
 fn bad_input_is_one_sentence() {
     let out = Out::new(BINARY);
     let refuse = |more: &[&str], code: i32, text: &str| {
-        let all = [SMALL, more].concat();
-        let found = complaint(out.command(&[&all]), code);
+        let found = complaint(out.command(&[SMALL, more]), code);
         assert!(found.contains(text), "{found}");
     };
     refuse(&["--set", "largest=100000"], 2, "parameters, found 100000");
     refuse(&["--set", "at=[0,9]"], 2, "at must name epochs from 0 to 2");
     refuse(&["--set", "matrix=fisher"], 2, "fisher");
-    refuse(&["--network", "784-x-10"], 2, "network must be");
+    refuse(&["--set", "network=784-x-10"], 2, "network must be");
     refuse(&["--weights", "no-such-file.safetensors"], 1, "no-such-file.safetensors");
     let weights = fs::read_dir(BASE.1.join("weights")).unwrap().next().unwrap().unwrap().path();
-    refuse(&["--network", "784-7-10", "--weights", weights.to_str().unwrap()], 1, "784-7-10");
+    refuse(&["--set", "network=784-7-10", "--weights", weights.to_str().unwrap()], 1, "784-7-10");
 }

@@ -191,7 +191,8 @@ fn open_windows(winners: &[u8], shape: Shape) -> Vec<Window> {
                 let above = (example * inputs * height + 2 * row) * width;
                 for (column, &winner) in line.iter().enumerate() {
                     if winner < 4 {
-                        let first = above + usize::from(winner >> 1) * width + 2 * column + usize::from(winner & 1);
+                        let first =
+                            above + usize::from(winner >> 1) * width + 2 * column + usize::from(winner & 1);
                         open.push(Window { index: start + column as u32, output, first: first as u32 });
                     }
                 }
