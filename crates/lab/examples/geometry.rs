@@ -46,7 +46,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Vectors in a block of the search for eigenvalues
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 1)]
     block: usize,
     /// Measurements
     #[arg(long, default_value_t = 1)]
@@ -68,7 +68,18 @@ fn main() -> Result<()> {
         .with_context(|| format!("cannot read {}", arguments.weights.display()))?;
     let theta = from_safetensors(&network, &bytes)?.f_to_kind(Kind::Float)?;
     let examples = images(&arguments.data, arguments.examples)?;
-    let operator = CurvatureOperator::new(&network, &theta, &examples, Loss::CrossEntropy)?;
+    // As in the lab: the products have all cores, what is between them one.
+    let cores = tch::get_num_threads();
+    let operator = CurvatureOperator::with_threads(
+        &network,
+        &theta,
+        &examples,
+        Loss::CrossEntropy,
+        cores.max(1) as usize,
+    )?;
+    if arguments.task != "surface" {
+        tch::set_num_threads(1);
+    }
     let hessian = operator.of(Curvature::Hessian);
     let of_file = |name: &str| tensor(&arguments.directions, name);
 
