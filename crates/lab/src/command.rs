@@ -12,6 +12,8 @@ pub struct Flag {
     pub key: &'static str,
     /// Whether it may be repeated: the key's value is then the list of what it was given.
     pub many: bool,
+    /// Whether it is given files: a path is then taken as where it leads now, since `outputs/…/latest` leads elsewhere once the run has begun.
+    pub file: bool,
     /// What stands for its value in `--help`.
     pub value_name: &'static str,
     /// What it does.

@@ -112,6 +112,7 @@ const SURFACE: Flag = Flag {
     name: "surface",
     key: "surfaces",
     many: true,
+    file: false,
     value_name: "NAME",
     help: "Surface to look at: line, plane, minima or pca; may be repeated [default: all that fit]",
 };

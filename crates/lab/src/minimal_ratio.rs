@@ -175,7 +175,7 @@ impl Experiment for MinimalRatio {
   minimal-ratio --set critical.steps=0          only where training ends, as in the notebook
   minimal-ratio --set tolerance=1e-6            what counts as a zero eigenvalue
   minimal-ratio --resume                        after Ctrl-C or a crash";
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 109.), ("quick", 8.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 13.), ("quick", 2.)];
     const PRESETS: &'static str = include_str!("../../../configs/minimal-ratio.toml");
     type Settings = Settings;
 

@@ -1,8 +1,12 @@
 //! Progress on stderr: bars on a terminal, a plain line now and then elsewhere, nothing with `--quiet`.
 
-use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
+use std::fmt::Write;
 use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -28,6 +32,8 @@ pub struct Stage {
     workers: Mutex<Vec<Worker>>,
     /// When the last plain line was written; `None` where there are none to write.
     last_line: Option<Mutex<Instant>>,
+    /// Units that an earlier process did.
+    skipped: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -57,15 +63,21 @@ impl Progress {
         };
         let lines = MultiProgress::with_draw_target(target);
         let bar = lines.add(ProgressBar::new(units));
-        let style = ProgressStyle::with_template("{prefix} {bar:32} {percent:>3} %  {eta_precise} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let skipped = Arc::new(AtomicU64::new(0));
+        let style = ProgressStyle::with_template("{prefix} {bar:32} {percent:>3} %  {left}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let not_counted = Arc::clone(&skipped);
+        bar.set_style(style.with_key("left", move |state: &ProgressState, line: &mut dyn Write| {
+            let skipped = not_counted.load(Ordering::Relaxed);
+            let _ = line.write_str(&left(state.elapsed(), state.pos(), units, skipped));
+        }));
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
         let last_line = (!self.quiet && !self.terminal).then(|| Mutex::new(Instant::now()));
         if last_line.is_some() {
             eprintln!("{what} …");
         }
-        Stage { what: what.to_owned(), bar, lines, workers: Mutex::default(), last_line }
+        Stage { what: what.to_owned(), bar, lines, workers: Mutex::default(), last_line, skipped }
     }
 }
 
@@ -79,7 +91,9 @@ impl Stage {
             if last_line.elapsed() >= LINE_EVERY {
                 *last_line = Instant::now();
                 let percent = 100 * self.bar.position() / self.bar.length().unwrap_or(1).max(1);
-                eprintln!("{}: {percent} %, {} left; {all}", self.what, HumanDuration(self.bar.eta()));
+                let (position, length) = (self.bar.position(), self.bar.length().unwrap_or(0));
+                let left = left(self.bar.elapsed(), position, length, self.skipped.load(Ordering::Relaxed));
+                eprintln!("{}: {percent} %, {left}; {all}", self.what);
             }
         }
     }
@@ -102,9 +116,19 @@ impl Stage {
 
     /// Work that turned out to be done already counts as done, but not towards the time left.
     pub fn skip(&self, units: u64) {
+        self.skipped.fetch_add(units, Ordering::Relaxed);
         self.bar.inc(units);
-        self.bar.reset_eta();
     }
+}
+
+/// How long the rest takes at the mean speed so far, that of the last steps says nothing where steps are few and long.
+fn left(elapsed: Duration, position: u64, units: u64, skipped: u64) -> String {
+    let done = position.saturating_sub(skipped);
+    if done == 0 {
+        return "time left unknown".into();
+    }
+    let rest = elapsed.mul_f64(units.saturating_sub(position) as f64 / done as f64);
+    format!("{} left", HumanDuration(rest))
 }
 
 impl Drop for Stage {
@@ -148,5 +172,20 @@ impl flatland_data::Progress for Progress {
         if let Some(bar) = self.download.lock().unwrap_or_else(PoisonError::into_inner).take() {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_is_reckoned_from_what_was_done_here() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(left(minute, 0, 10, 0), "time left unknown");
+        assert_eq!(left(minute, 5, 10, 0), "60 seconds left");
+        assert_eq!(left(minute, 5, 10, 5), "time left unknown");
+        assert_eq!(left(minute, 6, 10, 5), "4 minutes left");
+        assert_eq!(left(minute, 12, 10, 0), "0 seconds left");
     }
 }

@@ -105,9 +105,14 @@ fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> 
         layers.push((layer, source_name));
     }
     for (own, values) in &arguments.own {
-        let value = match values.as_slice() {
-            [one] if !own.many => one.clone().into(),
-            _ => values.clone().into(),
+        let value = |given: &String| {
+            let path = own.file.then(|| std::fs::canonicalize(given).ok()).flatten();
+            path.map_or_else(|| given.clone(), |path| path.display().to_string())
+        };
+        let mut given: Vec<String> = values.iter().map(value).collect();
+        let value = match given.as_slice() {
+            [_] if !own.many => toml::Value::from(given.remove(0)),
+            _ => given.into(),
         };
         layers.push((Table::from_iter([(own.key.to_owned(), value)]), format!("--{}", own.name)));
     }

@@ -13,6 +13,7 @@ pub const NETWORK: Flag = Flag {
     name: "network",
     key: "network",
     many: false,
+    file: false,
     value_name: "NAME",
     help: "Network: lenet, or the widths of a dense one with ReLU, for instance 784-100-10",
 };
@@ -22,6 +23,7 @@ pub const WEIGHTS: Flag = Flag {
     name: "weights",
     key: "weights",
     many: true,
+    file: true,
     value_name: "FILE",
     help: "Weights of your own, a .safetensors file from PyTorch or from a run here, in place of training; may be repeated",
 };
