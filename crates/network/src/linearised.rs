@@ -87,7 +87,7 @@ pub struct Directions {
 enum Direction {
     /// Ẇ `[O, C, K, K]` and ḃ `[O]` of one direction.
     One { weight: Tensor, bias: Tensor },
-    /// Ẇ `[O, C K K, 16]` and ḃ `[O, 16]`.
+    /// Ẇ `[O, C K K, L]` and ḃ `[O, L]`, L eight or sixteen.
     Lanes { weight: Tensor, bias: Tensor },
     /// Ẇ `[K outputs, inputs]` and `[outputs, K inputs]`, ḃ `[K outputs]`.
     Dense { rows: Tensor, columns: Tensor, bias: Tensor },
@@ -122,7 +122,7 @@ impl Directions {
                     } else {
                         let outputs = parameters[weight].shape[0];
                         let lanes = |t: &Tensor, size: &[i64]| -> Result<Tensor> {
-                            let room = [size, &[tangent::LANES]].concat();
+                            let room = [size, &[tangent::lanes(count)]].concat();
                             let lanes = Tensor::f_zeros(room.as_slice(), (t.kind(), t.device()))?;
                             let last =
                                 t.f_reshape([&[count], size].concat().as_slice())?.f_movedim_int(0, -1)?;
@@ -205,7 +205,7 @@ impl Products {
                         Direction::One { weight: zeros(shape)?, bias: zeros(&shape[..1])? }
                     } else {
                         let taps = parameters[weight].count() / shape[0];
-                        let lanes = tangent::LANES;
+                        let lanes = tangent::lanes(count);
                         Direction::Lanes {
                             weight: zeros(&[shape[0], taps, lanes])?,
                             bias: zeros(&[shape[0], lanes])?,
@@ -455,7 +455,7 @@ impl Linearised {
             of_blocks.push(dx.take());
             dx = Some(dy);
         }
-        // From lanes to rows: `[B, F, 16]` to `[B, K, F]`.
+        // From lanes to rows: `[B, F, L]` to `[B, K, F]`.
         let mut t = match dx {
             Some(one) if count == 1 => Some(one.f_view([self.batch, 1, -1])?),
             Some(lanes) => Some(lanes.f_transpose(1, 2)?.f_narrow(1, 0, count)?.f_contiguous()?),
@@ -560,12 +560,12 @@ impl Linearised {
         if self.blocks.is_empty() {
             return Ok(());
         }
-        // From rows to lanes: `[B, K, F]` to `[B, F, 16]`.
+        // From rows to lanes: `[B, K, F]` to `[B, F, L]`.
         let mut tangent = if count == 1 {
             u.f_contiguous()?
         } else {
             let units = u.size()[2];
-            let lanes = Tensor::f_zeros([self.batch, units, tangent::LANES], (u.kind(), u.device()))?;
+            let lanes = Tensor::f_zeros([self.batch, units, tangent::lanes(count)], (u.kind(), u.device()))?;
             lanes.f_narrow(2, 0, count)?.f_copy_(&u.f_transpose(1, 2)?)?;
             lanes
         };
@@ -735,7 +735,7 @@ mod tests {
                         assert!(network.is_convolutional() && (kind == Kind::Double || !block::available()));
                         continue;
                     };
-                    for count in [1, 3, 16] {
+                    for count in [1, 3, 9, 16] {
                         let what = format!("{} {kind:?} {loss:?} {count}", network.name());
                         let v = waves(&[count, network.count()], 0.23, kind);
                         let directions = Directions::of(&network, &v).unwrap();

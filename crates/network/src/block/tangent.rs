@@ -10,15 +10,20 @@
 //!
 //! `Ẇ-part: ġ x + g ẋ`, `b-part: ġ`, `x-part: ġ W + g Ẇ`.
 //!
-//! One direction goes alone; several go as the sixteen lanes of a vector, so that a window is looked up once for all of them.
+//! One direction goes alone; several go as the eight or sixteen lanes of a vector, so that a window is looked up once for all of them.
 
 use super::{Saved, Shape, kernels};
 use crate::Result;
 use crate::slices::{slice, slice_mut};
 use tch::{Device, Kind, Tensor};
 
-/// Directions side by side.
+/// Directions side by side at most.
 pub const LANES: i64 = 16;
+
+/// So many lanes carry so many directions, from two on.
+pub fn lanes(directions: i64) -> i64 {
+    if directions <= LANES / 2 { LANES / 2 } else { LANES }
+}
 
 /// The blocks that have derivatives here: without padding.
 pub fn fits(saved: &Saved) -> bool {
@@ -46,7 +51,7 @@ pub fn forward_one(
     Ok(y)
 }
 
-/// ẏ `[B, O H' / 2 W' / 2, 16]` along sixteen: Ẇ `[O, C K K, 16]`, ḃ `[O, 16]`, and ẋ `[B, C H W, 16]`, if it is not 0.
+/// ẏ `[B, O H' / 2 W' / 2, L]` along L, eight or sixteen: Ẇ `[O, C K K, L]`, ḃ `[O, L]`, and ẋ `[B, C H W, L]`, if it is not 0.
 pub fn forward(
     saved: &Saved,
     weight: &Tensor,
@@ -55,7 +60,8 @@ pub fn forward(
 ) -> Result<Tensor> {
     let shape = Shape::of(&saved.x, weight);
     let [batch, outputs, rows, columns] = shape.pooled();
-    let y = Tensor::f_zeros([batch, outputs * rows * columns, LANES], (Kind::Float, Device::Cpu))?;
+    let lanes = dw.size()[2];
+    let y = Tensor::f_zeros([batch, outputs * rows * columns, lanes], (Kind::Float, Device::Cpu))?;
     patches::dot_lanes(
         &saved.winners,
         slice(&saved.x),
@@ -69,7 +75,7 @@ pub fn forward(
     Ok(y)
 }
 
-/// What the backward pass along one direction, or sixteen, is given: ġ, and for the Hessian g with Ẇ and ẋ.
+/// What the backward pass along one direction, or several, is given: ġ, and for the Hessian g with Ẇ and ẋ.
 #[derive(Debug, Clone, Copy)]
 pub struct Cotangent<'a> {
     /// ġ, of ẏ's shape.
@@ -130,7 +136,7 @@ pub fn backward_one(
     Ok(into_x)
 }
 
-/// The same along sixteen: the weight's part is added to `[O, C K K, 16]`, the bias's to `[O, 16]`; x's is `[B, C H W, 16]`.
+/// The same along L, eight or sixteen: the weight's part is added to `[O, C K K, L]`, the bias's to `[O, L]`; x's is `[B, C H W, L]`.
 pub fn backward(
     saved: &Saved,
     weight: &Tensor,
@@ -142,7 +148,7 @@ pub fn backward(
     let shape = Shape::of(&saved.x, weight);
     let plane = (shape.inputs * shape.height * shape.width) as i64;
     let into_x = with_x
-        .then(|| Tensor::f_zeros([shape.batch as i64, plane, LANES], (Kind::Float, Device::Cpu)))
+        .then(|| Tensor::f_zeros([shape.batch as i64, plane, tangent.size()[2]], (Kind::Float, Device::Cpu)))
         .transpose()?;
     patches::spread_lanes(
         &saved.winners,
@@ -238,13 +244,88 @@ mod patches {
     use super::super::MAX_KERNEL;
     use super::{Shape, Window, open_windows};
     use std::arch::x86_64::{
-        __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
-        _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_maskz_loadu_ps,
-        _mm256_setzero_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_setzero_ps, _mm512_storeu_ps,
+        __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehl_ps, _mm_shuffle_ps, _mm256_add_ps,
+        _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_maskz_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    const LANES: usize = super::LANES as usize;
+    /// Eight or sixteen numbers. Its functions are inlined into ones that may use the processor's vectors, whose callers have checked them.
+    trait Vector: Copy {
+        const LANES: usize;
+        unsafe fn zero() -> Self;
+        unsafe fn all(number: f32) -> Self;
+        unsafe fn load(from: *const f32) -> Self;
+        unsafe fn store(self, to: *mut f32);
+        unsafe fn add(self, other: Self) -> Self;
+        /// `self × other + sum`.
+        unsafe fn times(self, other: Self, sum: Self) -> Self;
+    }
+
+    macro_rules! vector {
+        ($type:ty, $lanes:literal, $zero:ident, $all:ident, $load:ident, $store:ident, $add:ident, $times:ident) => {
+            impl Vector for $type {
+                const LANES: usize = $lanes;
+
+                #[inline(always)]
+                unsafe fn zero() -> Self {
+                    // SAFETY: the caller's.
+                    unsafe { $zero() }
+                }
+
+                #[inline(always)]
+                unsafe fn all(number: f32) -> Self {
+                    // SAFETY: the caller's.
+                    unsafe { $all(number) }
+                }
+
+                #[inline(always)]
+                unsafe fn load(from: *const f32) -> Self {
+                    // SAFETY: the caller's.
+                    unsafe { $load(from) }
+                }
+
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32) {
+                    // SAFETY: the caller's.
+                    unsafe { $store(to, self) }
+                }
+
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    // SAFETY: the caller's.
+                    unsafe { $add(self, other) }
+                }
+
+                #[inline(always)]
+                unsafe fn times(self, other: Self, sum: Self) -> Self {
+                    // SAFETY: the caller's.
+                    unsafe { $times(self, other, sum) }
+                }
+            }
+        };
+    }
+
+    vector!(
+        __m256,
+        8,
+        _mm256_setzero_ps,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_fmadd_ps
+    );
+    vector!(
+        __m512,
+        16,
+        _mm512_setzero_ps,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_fmadd_ps
+    );
 
     /// Of every open window of y: `Σ Ẇ x + ḃ`, and where ẋ and W are given, `+ Σ W ẋ`; 0 where ReLU is closed.
     pub fn dot(
@@ -315,17 +396,18 @@ mod patches {
         }
     }
 
-    fn check(winners: &[u8], x: &[f32], weight: &[f32], dx: Option<&[f32]>, shape: Shape) {
+    fn check(winners: &[u8], x: &[f32], weight: &[f32], dx: Option<&[f32]>, lanes: usize, shape: Shape) {
+        assert!(lanes == 8 || lanes == 16);
         let Shape { batch, inputs, outputs, kernel, height, width } = shape;
         let (rows, columns) = shape.windows();
         assert!(winners.len() == batch * outputs * rows * columns && kernel <= MAX_KERNEL);
         assert!(
             x.len() == batch * inputs * height * width && weight.len() == outputs * inputs * kernel * kernel
         );
-        assert!(dx.is_none_or(|dx| dx.len() == x.len() * LANES));
+        assert!(dx.is_none_or(|dx| dx.len() == x.len() * lanes));
     }
 
-    /// The same as [`dot`] for sixteen directions: of every open window, a vector. y was filled with zeros.
+    /// The same as [`dot`] for eight or sixteen directions: of every open window, a vector. y was filled with zeros.
     pub fn dot_lanes(
         winners: &[u8],
         x: &[f32],
@@ -335,21 +417,25 @@ mod patches {
         y: &mut [f32],
         shape: Shape,
     ) {
-        check(winners, x, weight, dx, shape);
-        assert!(dw.len() == weight.len() * LANES && db.len() == shape.outputs * LANES);
-        assert!(y.len() == winners.len() * LANES);
+        let lanes = db.len() / shape.outputs;
+        check(winners, x, weight, dx, lanes, shape);
+        assert!(dw.len() == weight.len() * lanes && db.len() == shape.outputs * lanes);
+        assert!(y.len() == winners.len() * lanes);
         // SAFETY: the caller checked the processor; the lengths were checked here.
         unsafe {
-            match shape.kernel {
-                5 => dot_windows_lanes::<5>(winners, x, weight, dx, dw, db, y, shape),
-                3 => dot_windows_lanes::<3>(winners, x, weight, dx, dw, db, y, shape),
-                _ => dot_windows_lanes::<0>(winners, x, weight, dx, dw, db, y, shape),
+            match (shape.kernel, lanes) {
+                (5, 8) => dot_windows_lanes::<__m256, 5>(winners, x, weight, dx, dw, db, y, shape),
+                (5, _) => dot_windows_lanes::<__m512, 5>(winners, x, weight, dx, dw, db, y, shape),
+                (3, 8) => dot_windows_lanes::<__m256, 3>(winners, x, weight, dx, dw, db, y, shape),
+                (3, _) => dot_windows_lanes::<__m512, 3>(winners, x, weight, dx, dw, db, y, shape),
+                (_, 8) => dot_windows_lanes::<__m256, 0>(winners, x, weight, dx, dw, db, y, shape),
+                _ => dot_windows_lanes::<__m512, 0>(winners, x, weight, dx, dw, db, y, shape),
             }
         }
     }
 
     #[target_feature(enable = "avx512f,avx512vl,fma")]
-    unsafe fn dot_windows_lanes<const K: usize>(
+    unsafe fn dot_windows_lanes<V: Vector, const K: usize>(
         winners: &[u8],
         x: &[f32],
         weight: &[f32],
@@ -365,8 +451,9 @@ mod patches {
         for Window { index, output, first } in open_windows(winners, shape) {
             let [index, output, first] = [index, output, first].map(|n| n as usize);
             // A sum for each column of the kernel: one alone would wait for itself.
-            let mut own = [_mm512_setzero_ps(); MAX_KERNEL];
-            let mut through = [_mm512_setzero_ps(); MAX_KERNEL];
+            // SAFETY: the caller checked the processor.
+            let zero = unsafe { V::zero() };
+            let (mut own, mut through) = ([zero; MAX_KERNEL], [zero; MAX_KERNEL]);
             for input in 0..inputs {
                 for ky in 0..kernel {
                     let at = first + (input * height + ky) * width;
@@ -374,34 +461,34 @@ mod patches {
                     for kx in 0..kernel {
                         // SAFETY: a number of the patch and one of the weight, and their vectors.
                         unsafe {
-                            let x = _mm512_set1_ps(*x.get_unchecked(at + kx));
-                            let dw = _mm512_loadu_ps(dw.as_ptr().add((tap + kx) * LANES));
-                            own[kx] = _mm512_fmadd_ps(x, dw, own[kx]);
+                            let x = V::all(*x.get_unchecked(at + kx));
+                            let dw = V::load(dw.as_ptr().add((tap + kx) * V::LANES));
+                            own[kx] = x.times(dw, own[kx]);
                         }
                     }
                     let Some(dx) = dx else { continue };
                     for kx in 0..kernel {
                         // SAFETY: as above.
                         unsafe {
-                            let w = _mm512_set1_ps(*weight.get_unchecked(tap + kx));
-                            let dx = _mm512_loadu_ps(dx.as_ptr().add((at + kx) * LANES));
-                            through[kx] = _mm512_fmadd_ps(w, dx, through[kx]);
+                            let w = V::all(*weight.get_unchecked(tap + kx));
+                            let dx = V::load(dx.as_ptr().add((at + kx) * V::LANES));
+                            through[kx] = w.times(dx, through[kx]);
                         }
                     }
                 }
             }
-            // SAFETY: sixteen numbers each.
+            // SAFETY: a vector each.
             unsafe {
-                let mut sum = _mm512_loadu_ps(db.as_ptr().add(output * LANES));
+                let mut sum = V::load(db.as_ptr().add(output * V::LANES));
                 for kx in 0..kernel {
-                    sum = _mm512_add_ps(sum, _mm512_add_ps(own[kx], through[kx]));
+                    sum = sum.add(own[kx].add(through[kx]));
                 }
-                _mm512_storeu_ps(y.as_mut_ptr().add(index * LANES), sum);
+                sum.store(y.as_mut_ptr().add(index * V::LANES));
             }
         }
     }
 
-    /// For every open window, sixteen ġ at its winner's patch: `ġ x + g ẋ` to the weight's part, ġ to the bias's, `ġ W + g Ẇ` to x's.
+    /// For every open window, eight or sixteen ġ at its winner's patch: `ġ x + g ẋ` to the weight's part, ġ to the bias's, `ġ W + g Ẇ` to x's.
     pub fn spread_lanes(
         winners: &[u8],
         x: &[f32],
@@ -413,18 +500,22 @@ mod patches {
         into_x: Option<&mut [f32]>,
         shape: Shape,
     ) {
-        check(winners, x, weight, dx, shape);
-        assert!(tangent.len() == winners.len() * LANES);
-        assert!(into_w.len() == weight.len() * LANES && into_b.len() == shape.outputs * LANES);
+        let lanes = into_b.len() / shape.outputs;
+        check(winners, x, weight, dx, lanes, shape);
+        assert!(tangent.len() == winners.len() * lanes);
+        assert!(into_w.len() == weight.len() * lanes && into_b.len() == shape.outputs * lanes);
         assert!(curved.is_none_or(|(g, dw)| g.len() == winners.len() && dw.len() == into_w.len()));
-        assert!(into_x.as_ref().is_none_or(|into_x| into_x.len() == x.len() * LANES));
+        assert!(into_x.as_ref().is_none_or(|into_x| into_x.len() == x.len() * lanes));
         let all = Spread { winners, x, weight, tangent, curved, dx, shape };
         // SAFETY: the caller checked the processor; the lengths were checked here.
         unsafe {
-            match shape.kernel {
-                5 => spread_windows::<5>(all, into_w, into_b, into_x),
-                3 => spread_windows::<3>(all, into_w, into_b, into_x),
-                _ => spread_windows::<0>(all, into_w, into_b, into_x),
+            match (shape.kernel, lanes) {
+                (5, 8) => spread_windows::<__m256, 5>(all, into_w, into_b, into_x),
+                (5, _) => spread_windows::<__m512, 5>(all, into_w, into_b, into_x),
+                (3, 8) => spread_windows::<__m256, 3>(all, into_w, into_b, into_x),
+                (3, _) => spread_windows::<__m512, 3>(all, into_w, into_b, into_x),
+                (_, 8) => spread_windows::<__m256, 0>(all, into_w, into_b, into_x),
+                _ => spread_windows::<__m512, 0>(all, into_w, into_b, into_x),
             }
         }
     }
@@ -441,7 +532,7 @@ mod patches {
     }
 
     #[target_feature(enable = "avx512f,avx512vl,fma")]
-    unsafe fn spread_windows<const K: usize>(
+    unsafe fn spread_windows<V: Vector, const K: usize>(
         all: Spread,
         into_w: &mut [f32],
         into_b: &mut [f32],
@@ -455,10 +546,10 @@ mod patches {
             let [index, output, first] = [index, output, first].map(|n| n as usize);
             // SAFETY: the vector of a window, and of an output.
             let (t, g) = unsafe {
-                let t = _mm512_loadu_ps(tangent.as_ptr().add(index * LANES));
-                let b = into_b.as_mut_ptr().add(output * LANES);
-                _mm512_storeu_ps(b, _mm512_add_ps(_mm512_loadu_ps(b), t));
-                (t, curved.map(|(g, _)| _mm512_set1_ps(*g.get_unchecked(index))))
+                let t = V::load(tangent.as_ptr().add(index * V::LANES));
+                let b = into_b.as_mut_ptr().add(output * V::LANES);
+                V::load(b).add(t).store(b);
+                (t, curved.map(|(g, _)| V::all(*g.get_unchecked(index))))
             };
             for input in 0..inputs {
                 for ky in 0..kernel {
@@ -467,28 +558,28 @@ mod patches {
                     for kx in 0..kernel {
                         // SAFETY: a number of the patch and one of the weight, and their vectors.
                         unsafe {
-                            let to = into_w.as_mut_ptr().add((tap + kx) * LANES);
-                            let x = _mm512_set1_ps(*x.get_unchecked(at + kx));
-                            let mut sum = _mm512_fmadd_ps(t, x, _mm512_loadu_ps(to));
+                            let to = into_w.as_mut_ptr().add((tap + kx) * V::LANES);
+                            let x = V::all(*x.get_unchecked(at + kx));
+                            let mut sum = t.times(x, V::load(to));
                             if let (Some(g), Some(dx)) = (g, dx) {
-                                let dx = _mm512_loadu_ps(dx.as_ptr().add((at + kx) * LANES));
-                                sum = _mm512_fmadd_ps(g, dx, sum);
+                                let dx = V::load(dx.as_ptr().add((at + kx) * V::LANES));
+                                sum = g.times(dx, sum);
                             }
-                            _mm512_storeu_ps(to, sum);
+                            sum.store(to);
                         }
                     }
                     let Some(into_x) = &mut into_x else { continue };
                     for kx in 0..kernel {
                         // SAFETY: as above.
                         unsafe {
-                            let to = into_x.as_mut_ptr().add((at + kx) * LANES);
-                            let w = _mm512_set1_ps(*weight.get_unchecked(tap + kx));
-                            let mut sum: __m512 = _mm512_fmadd_ps(t, w, _mm512_loadu_ps(to));
+                            let to = into_x.as_mut_ptr().add((at + kx) * V::LANES);
+                            let w = V::all(*weight.get_unchecked(tap + kx));
+                            let mut sum = t.times(w, V::load(to));
                             if let (Some(g), Some((_, dw))) = (g, curved) {
-                                let dw = _mm512_loadu_ps(dw.as_ptr().add((tap + kx) * LANES));
-                                sum = _mm512_fmadd_ps(g, dw, sum);
+                                let dw = V::load(dw.as_ptr().add((tap + kx) * V::LANES));
+                                sum = g.times(dw, sum);
                             }
-                            _mm512_storeu_ps(to, sum);
+                            sum.store(to);
                         }
                     }
                 }
