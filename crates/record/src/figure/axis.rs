@@ -130,16 +130,18 @@ impl Span {
         let finest = if self.whole { 1.0 } else { 0.0 };
         let raw = ((self.high - self.low) / most).max(finest);
         let power = 10_f64.powf(raw.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0]
-            .into_iter()
-            .map(|m| m * power)
-            .find(|&step| step >= raw * 0.999)
-            .unwrap_or(10.0 * power);
-        let slack = 1e-6;
-        let first = (self.low / step - slack).ceil();
-        let last = (self.high / step + slack).floor();
-        let values: Vec<f64> =
-            (0..50).map(|i| first + f64::from(i)).take_while(|&k| k <= last).map(|k| k * step).collect();
+        let at = |step: f64| -> Vec<f64> {
+            let slack = 1e-6;
+            let first = (self.low / step - slack).ceil();
+            let last = (self.high / step + slack).floor();
+            (0..50).map(|i| first + f64::from(i)).take_while(|&k| k <= last).map(|k| k * step).collect()
+        };
+        let steps = [10.0, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1].map(|m| m * power);
+        let coarse = steps.iter().rposition(|&step| step >= raw * 0.999).unwrap_or(0);
+        // One number alone is no scale: then rather more of them than asked for.
+        let mut finer = steps[coarse..].iter().copied().take_while(|&step| step >= finest);
+        let step = finer.find(|&step| at(step).len() >= 2).unwrap_or(steps[coarse]);
+        let values = at(step);
         let labelled = values.iter().map(|&v| (v, linear_label(v, step, &values))).collect();
         Ticks { labelled, minor: Vec::new() }
     }
@@ -262,6 +264,7 @@ mod tests {
         assert_eq!(labels(span(Scale::Linear, 0.0, 100.0), 6), ["0", "20", "40", "60", "80", "100"]);
         assert_eq!(labels(span(Scale::Linear, 0.0, 0.31), 4), ["0", "0.1", "0.2", "0.3"]);
         assert_eq!(labels(span(Scale::Linear, 0.0, 3e6), 3), ["0", "1×10⁶", "2×10⁶", "3×10⁶"]);
+        assert_eq!(labels(span(Scale::Linear, 0.0105, 0.0195), 2), ["0.012", "0.014", "0.016", "0.018"]);
     }
 
     #[test]
