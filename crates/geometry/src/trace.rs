@@ -13,27 +13,41 @@
 
 use crate::operator::{CurvatureError, Symmetric};
 use crate::probe::signs;
-use std::fmt;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 /// Which estimator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum TraceEstimator {
     /// The mean over probes.
     Hutchinson,
     /// Exact on a random range, the mean over probes beside it.
     HutchPlusPlus,
     /// The same, exchangeable.
+    #[serde(rename = "xtrace")]
     XTrace,
 }
 
-impl fmt::Display for TraceEstimator {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.pad(match self {
-            Self::Hutchinson => "Hutchinson",
-            Self::HutchPlusPlus => "Hutch++",
-            Self::XTrace => "XTrace",
-        })
+impl TraceEstimator {
+    /// Trace and Frobenius norm with at most `products` products: [`hutchinson`] ends as soon as `relative_error` is met, the others spend
+    /// all. `observe` is Hutchinson's.
+    ///
+    /// # Errors
+    /// Those of the estimator.
+    pub fn estimate(
+        self,
+        operator: &dyn Symmetric,
+        relative_error: f64,
+        products: usize,
+        seed: u64,
+        observe: &dyn Fn(Estimate) -> bool,
+    ) -> Result<TraceEstimates, CurvatureError> {
+        match self {
+            Self::Hutchinson => hutchinson(operator, relative_error, products, seed, observe),
+            Self::HutchPlusPlus => hutch_plus_plus(operator, products, seed),
+            Self::XTrace => xtrace(operator, products, seed),
+        }
     }
 }
 

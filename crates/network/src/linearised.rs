@@ -14,7 +14,7 @@
 //! second derivatives 0, at a kink the first one as there. Tested against autograd's double backward.
 
 use crate::network::Step;
-use crate::{Loss, Network, NetworkError, Result, block};
+use crate::{Layer, Loss, Network, NetworkError, Result, block};
 use block::tangent::{self, Cotangent};
 use tch::{Kind, Tensor};
 
@@ -410,31 +410,16 @@ impl Linearised {
         self.batch
     }
 
-    /// Bytes that it holds, about.
+    /// About how many bytes it holds of each example, in θ's `kind`.
     pub fn bytes(network: &Network, kind: Kind) -> i64 {
-        // An input, and of every activation itself, its slope or winners, and its gradient.
+        // The input, and of each output that is kept itself, its slope or winner, and its gradient.
+        let kept = network.layers().into_iter().map(|layer| match layer.layer {
+            Layer::MaxPool { size } => layer.input[0] * (layer.input[1] / size) * (layer.input[2] / size),
+            Layer::Dense { width } => width,
+            _ => 0,
+        });
         let input: i64 = network.input().iter().product();
-        let mut numbers = input;
-        let mut shape = network.input().to_vec();
-        for step in network.steps() {
-            match *step {
-                Step::Convolution { weight, padding } => {
-                    let of = &network.parameters()[weight].shape;
-                    shape =
-                        vec![of[0], shape[1] + 2 * padding - of[2] + 1, shape[2] + 2 * padding - of[2] + 1];
-                }
-                Step::MaxPool { size, .. } => {
-                    shape = vec![shape[0], shape[1] / size, shape[2] / size];
-                    numbers += 3 * shape.iter().product::<i64>();
-                }
-                Step::Dense { weight } => {
-                    shape = vec![network.parameters()[weight].shape[0]];
-                    numbers += 3 * shape[0];
-                }
-                _ => {}
-            }
-        }
-        numbers * kind.elt_size_in_bytes() as i64
+        (input + 3 * kept.sum::<i64>()) * kind.elt_size_in_bytes() as i64
     }
 
     fn forward(&self, directions: &Directions) -> Result<Forward> {
@@ -646,7 +631,7 @@ fn check_count(count: i64, into: &Products) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Layer, initialise};
+    use crate::initialise;
     use tch::Device;
 
     fn waves(size: &[i64], speed: f64, kind: Kind) -> Tensor {
