@@ -3,7 +3,7 @@
 mod common;
 
 use assert_cmd::Command;
-use common::{assert_same_files, complaint, manifest, parts};
+use common::{assert_same_files, complaint, manifest, parts, unfinish};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use predicates::prelude::*;
@@ -432,9 +432,7 @@ fn a_damaged_checkpoint_costs_its_trial_and_no_more() {
         for ((path, bytes), damage) in trials.iter().zip(&whole).zip(pair) {
             fs::write(path, damage(bytes)).unwrap();
         }
-        let mut unfinished = manifest(&run);
-        unfinished["status"] = "interrupted".into();
-        fs::write(run.join("manifest.json"), serde_json::to_vec(&unfinished).unwrap()).unwrap();
+        unfinish(&run);
 
         let resumed = flatness(out.path(), TINY).arg("--resume").assert().success();
         resumed.stderr(contains("is not usable").count(2).and(contains("trained again")));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Out, complaint, files_in, manifest};
+use common::{Out, complaint, files_in, manifest, unfinish};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -134,10 +134,7 @@ fn a_run_has_its_page_and_several_have_one_together() {
     assert!(together.contains(&link), "{link}");
 
     // A finished run goes before a newer one that is not.
-    let unfinished = second.join("manifest.json");
-    let mut changed: Value = serde_json::from_slice(&fs::read(&unfinished).unwrap()).unwrap();
-    changed["status"] = "interrupted".into();
-    fs::write(&unfinished, serde_json::to_vec(&changed).unwrap()).unwrap();
+    unfinish(&second);
     let target = out.path().join("page.html");
     let sheet = out.path().join("sheet.png");
     let said = report(

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Out, assert_same_files, complaint, files_in, header, manifest, number, rows};
+use common::{Out, assert_same_files, complaint, files_in, header, manifest, number, rows, unfinish};
 use ndarray::{Array1, Array2};
 use ndarray_npy::NpzReader;
 use std::collections::{BTreeMap, BTreeSet};
@@ -202,10 +202,7 @@ fn neither_workers_nor_a_loss_of_points_change_a_byte() {
     assert_same_run(&BASE.1, &run);
 
     // As if the process had been killed on its way, with some points kept and some not.
-    let path = run.join("manifest.json");
-    let mut record = manifest(&run);
-    record["status"] = "running".into();
-    fs::write(&path, serde_json::to_vec(&record).unwrap()).unwrap();
+    unfinish(&run);
     let kept: Vec<PathBuf> = files_in(&run.join("trials"))
         .into_iter()
         .filter(|path| path.to_string_lossy().ends_with(".numbers.safetensors"))

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Out, assert_same_files, complaint, files_in, header, number, parts, rows};
-use serde_json::Value;
+use common::{Out, assert_same_files, complaint, files_in, header, number, parts, rows, unfinish};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -180,10 +179,7 @@ fn workers_do_not_matter() {
 fn a_run_that_is_taken_up_gives_the_same_bytes() {
     let out = Out::new(BINARY);
     let run = out.run(&[SMALL]);
-    let manifest = run.join("manifest.json");
-    let mut record: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-    record["status"] = "interrupted".into();
-    fs::write(&manifest, record.to_string()).unwrap();
+    unfinish(&run);
     let kept = files_in(&run.join("trials"));
     let of = |ending: &str| {
         let ends = |path: &&PathBuf| path.to_str().unwrap().ends_with(ending);

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Out, assert_same_files, complaint, files_in, header, number, parts, rows};
-use serde_json::Value;
+use common::{Out, assert_same_files, complaint, files_in, header, number, parts, rows, unfinish};
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -148,10 +147,7 @@ fn similarities_are_those_of_the_weights() {
 fn a_run_that_is_taken_up_has_the_same_snapshots() {
     let out = Out::new(BINARY);
     let run = out.run(&[SMALL]);
-    let manifest = run.join("manifest.json");
-    let mut record: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-    record["status"] = "interrupted".into();
-    fs::write(&manifest, record.to_string()).unwrap();
+    unfinish(&run);
     let kept = files_in(&run.join("trials"));
     assert_eq!(kept.len(), 6, "a checkpoint and its snapshots, each of three runs: {kept:?}");
     let snapshots = kept.iter().find(|path| path.to_str().unwrap().ends_with(".snapshots.safetensors"));

@@ -79,6 +79,13 @@ pub fn manifest(run: &Path) -> Value {
     serde_json::from_slice(&fs::read(run.join("manifest.json")).unwrap()).unwrap()
 }
 
+/// As if its process had been killed on the way: `--resume` goes on with it.
+pub fn unfinish(run: &Path) {
+    let mut record = manifest(run);
+    record["status"] = "interrupted".into();
+    fs::write(run.join("manifest.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+}
+
 /// A CSV file's rows, each by column.
 pub fn rows(run: &Path, file: &str) -> Vec<BTreeMap<String, String>> {
     let mut reader = csv::Reader::from_path(run.join(file)).unwrap();
