@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Out, assert_same_files, complaint, rows};
+use common::{Out, assert_same_files, complaint, files_in, rows, unfinish};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,11 +79,59 @@ fn every_file_of_a_run_is_there() {
 }
 
 #[test]
-fn workers_and_interruptions_do_not_matter() {
-    let run = &BASE.1;
+fn numbers_do_not_depend_on_workers() {
     let out = Out::new(BINARY);
-    let other = out.run(&[SMALL, &["--quiet", "--workers", "2"]]);
-    assert_same_files(run, &other, &TABLES);
+    let other = out.run(&[SMALL, &["--quiet", "--workers", "3"]]);
+    assert_same_files(&BASE.1, &other, &TABLES);
+}
+
+/// One of the two spectra is kept, the other is computed again.
+#[test]
+fn a_run_goes_on_where_it_ended() {
+    let out = Out::new(BINARY);
+    let run = out.run(&[SMALL, &["--quiet"]]);
+    unfinish(&run);
+    let kept = files_in(&run.join("trials"));
+    let spectra: Vec<&PathBuf> =
+        kept.iter().filter(|path| path.to_str().unwrap().ends_with(".numbers.safetensors")).collect();
+    assert_eq!(spectra.len(), 2, "{kept:?}");
+    fs::remove_file(spectra[0]).unwrap();
+    let written = fs::metadata(spectra[1]).unwrap().modified().unwrap();
+    for table in TABLES {
+        fs::remove_file(run.join(table)).unwrap();
+    }
+    assert_eq!(out.run(&[SMALL, &["--quiet", "--resume"]]), run);
+    assert_eq!(fs::metadata(spectra[1]).unwrap().modified().unwrap(), written);
+    assert_same_files(&BASE.1, &run, &TABLES);
+}
+
+/// Each estimates the same trace.
+#[test]
+fn every_estimator_of_the_trace_can_be_asked_for() {
+    let out = Out::new(BINARY);
+    let expected = numbers(&BASE.1, "spectrum.csv", "trace");
+    for estimator in ["hutch-plus-plus", "xtrace"] {
+        let set = format!("trace_estimator={estimator}");
+        let run = out.run(&[SMALL, &["--quiet", "--set", &set]]);
+        let errors = |run: &Path| numbers(run, "spectrum.csv", "trace_standard_error");
+        let (found, errors) =
+            (numbers(&run, "spectrum.csv", "trace"), errors(&run).into_iter().zip(errors(&BASE.1)));
+        for ((found, expected), (error, other)) in found.iter().zip(&expected).zip(errors) {
+            assert!((found - expected).abs() < 4. * error.hypot(other), "{estimator}: {found} {expected}");
+        }
+    }
+}
+
+/// With lr 1e30 the weights overflow. The run says so in its numbers and does not stop for it.
+#[test]
+fn a_model_that_diverges_is_shown_as_far_as_it_goes() {
+    let out = Out::new(BINARY);
+    let run = out.run(&[SMALL, &["--quiet", "--set", "lr=1e30"]]);
+    let values = numbers(&run, "eigenvalues.csv", "eigenvalue");
+    assert!(
+        values[..7].iter().all(|value| value.is_finite()) && values[7..].iter().all(|value| value.is_nan())
+    );
+    assert!(rows(&run, "density.csv").is_empty());
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod stacks;
 mod subject;
 mod summary;
 mod trial;
+mod watched;
 
 pub mod capacity;
 pub mod classify;

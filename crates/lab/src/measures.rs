@@ -9,7 +9,7 @@ use crate::command::Flag;
 use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images, PixelData};
 use crate::parallel::in_parallel;
-use crate::run::{Numbers, Run};
+use crate::run::{Numbers, Run, fingerprint};
 use crate::subject::{NETWORK, WEIGHTS, network, preparation, weights};
 use crate::summary::{number, short, subtitle};
 use crate::trial::{Both, describe, evaluate_both};
@@ -25,7 +25,7 @@ use flatland_network::snapshot::to_safetensors;
 use flatland_network::{
     Evaluation, Examples, Layer, Loss, Network, Optimiser, OptimiserSettings, Training, initialise,
 };
-use flatland_record::{Axis, Colour, Figure, Marker, Panel, Scale, Series, Table, cells, sha256_hex};
+use flatland_record::{Axis, Colour, Figure, Marker, Panel, Scale, Series, Table, cells};
 use flatland_statistics::{
     Claim, Granulated, Interval, LEVEL, Outcome, Rule, granulated_kendall, kendall, kendall_interval,
 };
@@ -555,7 +555,7 @@ fn measures_of(
     let Noise { rise, draws, epsilon, examples } = settings.noise;
     let content = serde_json::json!({
         "what": "measures: values", "network": describe(network), "seed": seed, "prepared": images.prepared,
-        "theta": sha256_hex(&to_safetensors(network, &theta.f_to_device(Device::Cpu)?)?),
+        "theta": fingerprint(theta)?,
         "train": train.count(), "curvature_examples": settings.curvature_examples, "gradient_examples": settings.gradient_examples,
         "sensitivity_examples": settings.sensitivity_examples, "noise": settings.noise,
     });

@@ -8,7 +8,7 @@
 use crate::experiment::{Experiment, check_seeds, is_preset, seeds_from};
 use crate::fitting::{Fit, Fitted, Grid, Stop, check, fit_all, network};
 use crate::parallel::in_parallel;
-use crate::run::{Numbers, Run};
+use crate::run::{Numbers, Run, fingerprint};
 use crate::summary::{mean_number, short, subtitle};
 use crate::trial::describe;
 use anyhow::{Context, Result, ensure};
@@ -17,9 +17,8 @@ use flatland_data::Function;
 use flatland_geometry::{
     CriticalSettings, Ended, HessianError, PATIENCE, critical_point, eigenvalues, hessian, loss_and_norm,
 };
-use flatland_network::snapshot::tensors_to_bytes;
 use flatland_network::{Examples, Layer, Loss, Network, OptimiserSettings};
-use flatland_record::{Axis, Colour, Figure, Marker, Panel, Series, Table, cells, ecdf, sha256_hex};
+use flatland_record::{Axis, Colour, Figure, Marker, Panel, Series, Table, cells, ecdf};
 use flatland_statistics::{Claim, Outcome, Rule, median, rank_correlation, rank_products};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -266,7 +265,7 @@ fn measure(
             "network": describe(network),
             "target": settings.target,
             "grid": settings.grid,
-            "theta": sha256_hex(&tensors_to_bytes(&[("theta".to_owned(), theta.shallow_clone())].into())?),
+            "theta": fingerprint(theta)?,
             "critical": settings.critical,
         });
         let numbers = run.kept(&content, || {

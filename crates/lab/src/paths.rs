@@ -12,7 +12,7 @@ use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
-use crate::run::{Numbers, Run};
+use crate::run::{Numbers, Run, fingerprint};
 use crate::subject::{self, NETWORK, WEIGHTS};
 use crate::summary::{number, points, series, subtitle};
 use crate::trial::{Both, SPLITS, Trained, Trial, describe, stream_of, train_all};
@@ -24,7 +24,7 @@ use flatland_network::snapshot::{tensors_from_bytes, tensors_to_bytes, to_safete
 use flatland_network::{
     Epoch, Evaluation, Examples, Loss, Network, Optimiser, OptimiserSettings, Training, evaluate_many,
 };
-use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells, sha256_hex, write_atomically};
+use flatland_record::{Axis, Colour, Figure, Panel, Series, Table, cells, write_atomically};
 use flatland_statistics::{Claim, Interval, LEVEL, Outcome, Rule, geometric_mean_interval, mean_interval};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -315,12 +315,6 @@ struct Aligned {
     theta: Tensor,
     /// Before the first sweep and after each.
     distances: Vec<f64>,
-}
-
-/// A fingerprint of weights, for keys: whatever they come from, what is computed of them depends on nothing else.
-fn fingerprint(theta: &Tensor) -> Result<String> {
-    let named = Numbers::from([("theta".to_owned(), theta.shallow_clone())]);
-    Ok(sha256_hex(&tensors_to_bytes(&named)?))
 }
 
 fn align_all(

@@ -48,6 +48,12 @@ pub struct Run {
 /// Numbers under their names, each a tensor on the CPU: what a trial leaves behind.
 pub type Numbers = BTreeMap<String, tch::Tensor>;
 
+/// The hash of θ, of any shape, on any device: whatever it comes from, what is computed of it depends on nothing else of it.
+pub fn fingerprint(theta: &tch::Tensor) -> Result<String> {
+    let named = Numbers::from([("theta".to_owned(), theta.f_to_device(tch::Device::Cpu)?)]);
+    Ok(sha256_hex(&tensors_to_bytes(&named)?))
+}
+
 impl Run {
     /// An error if the user asked to stop; called between epochs and between jobs.
     pub fn check_interrupted(&self) -> Result<()> {

@@ -10,10 +10,11 @@ use crate::curves::{Group, curve_panels, curve_table};
 use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
 use crate::parallel::in_parallel;
-use crate::run::{Numbers, Run};
+use crate::run::{Numbers, Run, fingerprint};
 use crate::subject::{self, NETWORK, WEIGHTS};
 use crate::summary::{number, subtitle};
 use crate::trial::{Both, Trained, Trial, describe, evaluate_all, train_all};
+use crate::watched::Watched;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
@@ -21,9 +22,8 @@ use flatland_geometry::{
     Ascent, Curvature, CurvatureError, CurvatureOperator, EigenSettings, Objective, Scale, average_case,
     eigenpairs, hutch_plus_plus, keskar, keskar_in_subspace, rescaled, worst_case,
 };
-use flatland_network::snapshot::to_safetensors;
 use flatland_network::{Examples, Loss, Network, OptimiserSettings, Training};
-use flatland_record::{Axis, Cell, Colour, Figure, Marker, Panel, Series, Table, cells, sha256_hex};
+use flatland_record::{Axis, Cell, Colour, Figure, Marker, Panel, Series, Table, cells};
 use flatland_statistics::{
     Claim, Interval, LEVEL, Outcome, Rule, geometric_mean_interval, kendall, kendall_interval,
 };
@@ -600,8 +600,8 @@ fn curvature(
     };
     let both = || -> Result<(f64, Vec<f64>), CurvatureError> {
         let operator = CurvatureOperator::new(network, theta, examples, loss)?;
-        let hessian = operator.of(Curvature::Hessian);
-        let pairs = eigenpairs(&hessian, wanted, &|_| run.check_interrupted().is_ok())?;
+        let hessian = Watched { matrix: &operator.of(Curvature::Hessian), run };
+        let pairs = eigenpairs(&hessian, wanted, &|_| true)?;
         let trace = hutch_plus_plus(&hessian, settings.products, seed)?.trace;
         Ok((pairs.values[0], vec![trace.value, trace.standard_error]))
     };
@@ -623,8 +623,7 @@ fn measure(
     thetas: &[Tensor],
     seeds: &[u64],
 ) -> Result<Vec<Vec<Value>>> {
-    let hashes = thetas.iter().map(|theta| Ok(sha256_hex(&to_safetensors(network, theta)?)));
-    let hashes = hashes.collect::<Result<Vec<_>>>()?;
+    let hashes = thetas.iter().map(fingerprint).collect::<Result<Vec<_>>>()?;
     let of_model = |index| ESTIMATORS.map(|estimator| (index, estimator));
     let jobs: Vec<(usize, Estimator)> = (0..thetas.len()).flat_map(of_model).collect();
     let stage = run.progress.stage("sharpness", jobs.len() as u64);

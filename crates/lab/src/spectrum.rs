@@ -12,23 +12,24 @@ use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
-use crate::run::{Numbers, Run};
+use crate::run::{Numbers, Run, fingerprint};
 use crate::subject::{NETWORK, WEIGHTS, network, preparation, weights};
 use crate::summary::{series, short, subtitle, thousands};
 use crate::trial::{Trained, Trial, describe, train_all};
+use crate::watched::Watched;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
 use flatland_geometry::{
     Curvature, CurvatureError, CurvatureOperator, DensitySettings, EigenSettings, Quadrature, Symmetric,
-    eigenpairs, hutchinson, spectral_density,
+    TraceEstimator, eigenpairs, spectral_density,
 };
 use flatland_network::{Examples, Loss, Network, OptimiserSettings, Training};
-use flatland_record::{Axis, Colour, Figure, Marker, Panel, Series, Table, cells, sha256_hex};
+use flatland_record::{Axis, Colour, Figure, Marker, Panel, Series, Table, cells};
 use flatland_statistics::{Claim, LEVEL, Outcome, Rule, geometric_mean_interval, mean_interval};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// `configs/spectrum.toml` explains each key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,8 +55,9 @@ pub struct Settings {
     pub tolerance: f64,
     pub block: usize,
     pub products: usize,
+    pub trace_estimator: TraceEstimator,
     pub trace_error: f64,
-    pub trace_probes: usize,
+    pub trace_products: usize,
     pub images: ImageSettings,
     pub density: Density,
 }
@@ -190,7 +192,7 @@ impl Experiment for Spectrum {
         let counts = [
             ("block", settings.block, 1, 256),
             ("products", settings.products, 1, 1_000_000),
-            ("trace_probes", settings.trace_probes, 2, 1_000_000),
+            ("trace_products", settings.trace_products, 6, 1_000_000),
             ("density.probes", settings.density.probes, 1, 10_000),
             ("density.steps", settings.density.steps, 2, 1000),
             ("density.points", settings.density.points, 2, 100_000),
@@ -346,27 +348,6 @@ fn places(
     Ok(places)
 }
 
-/// A matrix that looks, before every product, whether the user wants to stop.
-struct Watched<'a> {
-    inner: &'a dyn Symmetric,
-    run: &'a Run,
-}
-
-impl Symmetric for Watched<'_> {
-    fn dimension(&self) -> i64 {
-        self.inner.dimension()
-    }
-
-    fn options(&self) -> (Kind, Device) {
-        self.inner.options()
-    }
-
-    fn products(&self, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
-        self.run.check_interrupted().map_err(|_| CurvatureError::Stopped)?;
-        self.inner.products(vectors)
-    }
-}
-
 /// Measures every place, several side by side, each with its share of the cores.
 fn measure(
     settings: &Settings,
@@ -382,39 +363,47 @@ fn measure(
     let contexts = run.contexts(places.len(), || Ok((images.share(), thetas()?)))?;
     let threads = (run.workers / contexts.len().max(1)).max(1);
     // Without their θ, which threads cannot share.
-    let jobs: Vec<(usize, String, bool)> =
+    let mut jobs: Vec<(usize, String, bool)> =
         places.iter().enumerate().map(|(index, place)| (index, place.name(), place.last)).collect();
-    in_parallel(contexts, &jobs, |(images, thetas), (index, name, last)| {
+    // The longest first: those with a density.
+    jobs.sort_by_key(|(_, _, last)| !last);
+    let mut measured = in_parallel(contexts, &jobs, |(images, thetas), (index, name, last)| {
         let theta = &thetas[*index];
-        let bytes = Vec::<f32>::try_from(theta.f_to_device(Device::Cpu)?)?;
-        let bytes: Vec<u8> = bytes.iter().flat_map(|number| number.to_le_bytes()).collect();
         let content = serde_json::json!({
             "what": "spectrum",
             "network": describe(network),
-            "theta": sha256_hex(&bytes),
+            "theta": fingerprint(theta)?,
             "prepared": images.prepared,
             "examples": count,
             "matrix": settings.matrix,
             "eigen": [settings.largest, settings.smallest, settings.block, settings.products],
             "tolerance": settings.tolerance,
-            "trace": [settings.trace_error.to_string(), settings.trace_probes.to_string()],
+            "trace": (settings.trace_estimator, settings.trace_error, settings.trace_products),
+            "seed": settings.seed,
             "density": last.then_some([settings.density.probes, settings.density.steps]),
         });
         let numbers = run.kept(&content, || {
-            let examples = images.train.first(count)?;
-            let operator =
-                CurvatureOperator::with_threads(network, theta, &examples, Loss::CrossEntropy, threads)
-                    .with_context(|| format!("the curvature of {name}"))?;
-            let of = operator.of(settings.matrix.curvature());
-            let watched = Watched { inner: &of, run };
-            numbers(settings, &watched, (name, *last), &stage).or_else(|error| {
-                run.check_interrupted()?;
-                Err(error).with_context(|| format!("the curvature of {name}"))
-            })
+            let measured = || {
+                let examples = images.train.first(count)?;
+                let loss = Loss::CrossEntropy;
+                let operator = CurvatureOperator::with_threads(network, theta, &examples, loss, threads)?;
+                let matrix = operator.of(settings.matrix.curvature());
+                numbers(settings, &Watched { matrix: &matrix, run }, (name, *last), &stage)
+            };
+            match measured() {
+                // A model that diverged says so in its numbers, and the others are still measured.
+                Err(CurvatureError::NotFinite) => Ok(nowhere(settings)?),
+                found => {
+                    run.check_interrupted()?;
+                    found.with_context(|| format!("the curvature of {name}"))
+                }
+            }
         })?;
         stage.advance(1, format!("{}: λ {}", name, short(numbers["values"].f_double_value(&[0])?)));
         found(*index, &numbers)
-    })
+    })?;
+    measured.sort_by_key(|one| one.place);
+    Ok(measured)
 }
 
 impl Place {
@@ -431,7 +420,7 @@ fn numbers(
     matrix: &dyn Symmetric,
     (name, last): (&str, bool),
     stage: &Stage,
-) -> Result<Numbers> {
+) -> Result<Numbers, CurvatureError> {
     let eigen = EigenSettings {
         largest: settings.largest,
         smallest: settings.smallest,
@@ -450,12 +439,13 @@ fn numbers(
         );
         true
     })?;
-    let trace = hutchinson(matrix, settings.trace_error, settings.trace_probes, settings.seed, &|so_far| {
+    let Settings { trace_estimator, trace_error, trace_products, seed, .. } = *settings;
+    let trace = trace_estimator.estimate(matrix, trace_error, trace_products, seed, &|so_far| {
         stage.advance(0, format!("{name}: trace {} ± {}", short(so_far.value), short(so_far.standard_error)));
         true
     })?;
     let mut numbers = Numbers::new();
-    let mut keep = |name: &str, values: &[f64]| -> Result<()> {
+    let mut keep = |name: &str, values: &[f64]| -> Result<(), CurvatureError> {
         numbers.insert(name.to_owned(), Tensor::f_from_slice(values)?);
         Ok(())
     };
@@ -477,6 +467,19 @@ fn numbers(
         }
     }
     Ok(numbers)
+}
+
+/// The same where the curvature is not finite.
+fn nowhere(settings: &Settings) -> Result<Numbers> {
+    let pairs = vec![f64::NAN; settings.largest + settings.smallest];
+    let named = [
+        ("values", pairs.clone()),
+        ("residuals", pairs),
+        ("converged", vec![0.]),
+        ("trace", vec![f64::NAN; 2]),
+        ("frobenius", vec![f64::NAN; 2]),
+    ];
+    named.into_iter().map(|(name, values)| Ok((name.to_owned(), Tensor::f_from_slice(&values)?))).collect()
 }
 
 fn found(place: usize, numbers: &Numbers) -> Result<Found> {

@@ -3,7 +3,7 @@
 use crate::images::Images;
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
-use crate::run::{Numbers, Run};
+use crate::run::{Numbers, Run, fingerprint};
 use crate::stacks::{fastest_rows, stacks};
 use anyhow::{Context, Result, ensure};
 use flatland_network::snapshot::{Checkpoint, tensors_from_bytes, tensors_to_bytes, to_safetensors};
@@ -189,9 +189,8 @@ pub fn evaluate_all_kept<C: Send>(
     // Whatever the number of workers, so that a run may go on with another.
     let together = count.div_ceil(32).clamp(1, MOST_TOGETHER);
     evaluate_passes(run, what, subject, (count, together), context, theta, name, |network, thetas, images| {
-        let theta = Numbers::from([("theta".to_owned(), thetas.f_to_device(Device::Cpu)?)]);
         let content = serde_json::json!({
-            "evaluation": sha256_hex(&tensors_to_bytes(&theta)?),
+            "evaluation": fingerprint(thetas)?,
             "network": describe(network),
             "prepared": images.prepared,
             "train": images.train.count(),
