@@ -13,6 +13,7 @@
 //! exactly 0, the loss is smooth around θ, and this is its second derivative.
 
 use crate::dense_hessian;
+use flatland_network::graph::backward;
 use flatland_network::{DenseLayer, Examples, Loss, Network, NetworkError};
 use tch::{Device, Kind, Tensor};
 use thiserror::Error;
@@ -158,13 +159,13 @@ fn products(
     over_chunks(length, examples, |part| {
         let leaf = stack.f_detach()?.f_set_requires_grad(true)?;
         let losses = loss.mean(&network.forward(&leaf, &part.inputs()?)?, part.targets())?;
-        let gradient = only(Tensor::f_run_backward(&[losses.f_sum(Kind::Double)?], &[&leaf], true, true)?)?;
+        let gradient = only(backward(&[losses.f_sum(Kind::Double)?], &[&leaf], true, true)?)?;
         if !gradient.requires_grad() {
             // A loss that is linear in θ.
             return Ok(leaf.f_zeros_like()?);
         }
         let along = gradient.f_mul(directions)?.f_sum(Kind::Double)?;
-        Ok(only(Tensor::f_run_backward(&[along], &[&leaf], false, false)?)?.f_detach()?)
+        Ok(only(backward(&[along], &[&leaf], false, false)?)?.f_detach()?)
     })
 }
 

@@ -16,6 +16,7 @@
 //! All are exact derivatives by reverse mode, one pass backwards a loss or an output. At the kinks of ReLU and
 //! max-pooling they are libtorch's choice: 0 where ReLU is closed, the first of equal maxima.
 
+use flatland_network::graph::backward;
 use flatland_network::{Examples, Loss, Network, NetworkError, Result, input_jacobians, loss_and_gradient};
 use tch::{Device, Kind, Tensor};
 
@@ -61,8 +62,7 @@ fn input_gradient_norms_by(
         let x = leaf(&x)?;
         let mean = loss.mean(&network.forward(&theta, &x)?, &targets)?;
         // Examples do not touch each other: the gradient of the summed loss holds each one's own.
-        let gradient =
-            only(Tensor::f_run_backward(&[mean.f_mul_scalar(length as f64)?], &[&x], false, false)?)?;
+        let gradient = only(backward(&[mean.f_mul_scalar(length as f64)?], &[&x], false, false)?)?;
         row_norms(&gradient.f_flatten(1, -1)?)
     })?;
     Ok(Tensor::f_cat(&norms, 0)?)
@@ -110,7 +110,7 @@ fn jacobian_norms_by(
             .map(|class| {
                 let sum = outputs.f_select(1, class)?.f_sum(outputs.kind())?;
                 let keep_graph = class + 1 < classes;
-                let gradient = only(Tensor::f_run_backward(&[sum], &[&x], keep_graph, false)?)?;
+                let gradient = only(backward(&[sum], &[&x], keep_graph, false)?)?;
                 Ok(gradient.f_flatten(1, -1)?.f_to_kind(Kind::Double)?)
             })
             .collect::<Result<Vec<_>>>()?;

@@ -8,7 +8,7 @@ use crate::summary::short;
 use anyhow::{Context, Result, ensure};
 use flatland_network::allocator;
 use flatland_network::device::{ChosenDevice, DeviceChoice, choose};
-use flatland_network::{Precision, set_precision};
+use flatland_network::{Precision, set_deterministic, set_precision};
 use flatland_record::{DeviceRecord, MANIFEST_FILE, Manifest, NumbersRecord, RunFolder, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,6 +29,10 @@ pub(crate) const FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 /// Interrupted by a signal; `--resume` goes on. `EX_TEMPFAIL`, which schedulers take as "try again".
 pub(crate) const INTERRUPTED: u8 = 75;
+
+/// Trials side by side on a GPU, where `--workers` says nothing. Four were faster on an H100 (small nets 2.3 times), but libtorch
+/// failed in one of 18 runs; what is done about it (`network::graph::backward`) came after the last hour with a card.
+const GPU_WORKERS: usize = 1;
 
 /// One experiment: what it is called, what may be set, and how it runs.
 pub trait Experiment {
@@ -194,6 +198,8 @@ fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Prepared<E::Settings>
     let failed = |error: anyhow::Error| (error, FAILED);
     if device.device != Device::Cpu {
         set_precision(precision).map_err(|error| failed(error.into()))?;
+        // A resumed run must go the way that an uninterrupted one goes.
+        set_deterministic(true).map_err(|error| failed(error.into()))?;
     }
     if arguments.resume && arguments.all {
         let fresh = new_manifest::<E>(&settings, arguments, &device).map_err(failed)?;
@@ -263,8 +269,7 @@ fn open<E: Experiment>(
     let on_cpu = device.device == Device::Cpu;
     let run = Run {
         folder,
-        // One card is kept busy by one worker.
-        workers: if on_cpu { arguments.workers.unwrap_or(cores) } else { 1 },
+        workers: arguments.workers.unwrap_or(if on_cpu { cores } else { GPU_WORKERS }),
         device,
         precision,
         progress,

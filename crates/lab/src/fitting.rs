@@ -10,9 +10,10 @@ use crate::stacks::kept_fastest;
 use crate::trial::{describe, stream_of};
 use anyhow::{Context, Result, ensure};
 use flatland_data::Function;
+use flatland_network::graph::{Graph, Recorder};
 use flatland_network::{
-    Examples, Layer, Loss, Network, Optimiser, OptimiserSettings, Parameter, initialise_stacked,
-    loss_and_gradient,
+    Examples, Layer, Loss, Network, NetworkError, Optimiser, OptimiserSettings, Parameter,
+    initialise_stacked, loss_and_gradient,
 };
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -171,8 +172,52 @@ const MOST_EPOCHS: u32 = 10_000_000;
 const CPU_ROWS: usize = 16;
 /// Steps of a trial of how many rows an accelerator takes best.
 const TRIED_STEPS: u32 = 20;
+/// Epochs before one is recorded for a GPU: then there are two losses to compare with.
+const WARM: u32 = 2;
+/// Recording takes the time of a few epochs.
+const WORTH_RECORDING: u32 = 10;
 /// Between two looks at interruption, progress and whether all rows are done.
 const PAUSE: u32 = 100;
+
+/// What counts of each row.
+#[derive(Debug)]
+struct Rows {
+    /// θ when it was done, `[M, P]`.
+    end: Tensor,
+    /// After so many epochs (f64, `[M]`).
+    epochs: Tensor,
+    /// Whether it is (Boolean, `[M]`).
+    done: Tensor,
+}
+
+impl Rows {
+    /// The same after those that are over `now` were put aside as they stand.
+    fn over(&self, now: &Tensor, theta: &Tensor, at: &Tensor) -> Result<Self, NetworkError> {
+        Ok(Self {
+            end: theta.f_where_self(&now.f_unsqueeze(1)?, &self.end)?,
+            epochs: at.f_where_self(now, &self.epochs)?,
+            done: self.done.f_logical_or(now)?,
+        })
+    }
+}
+
+/// A recorded epoch, with what it reads and writes.
+#[derive(Debug)]
+struct Replayed {
+    graph: Graph,
+    /// Of this epoch, `[M]`, and the squares of its gradient by layer, `[M, L]`.
+    loss: Tensor,
+    squares: Tensor,
+    /// Of this epoch, and of the one before.
+    last: Tensor,
+    earlier: Tensor,
+    /// The optimiser's, for the epoch at hand; and those of the next epochs.
+    row: Tensor,
+    corrections: Option<Tensor>,
+    /// Epochs done, `[M]`.
+    #[allow(dead_code, reason = "the graph counts in it")]
+    clock: Tensor,
+}
 
 /// Fits all, chunks side by side, the longest first; returns one [`Fitted`] a seed for each fit, in the order given.
 ///
@@ -297,13 +342,14 @@ impl<'a> Fit<'a> {
     }
 
     /// The loop. A row that is done goes on moving, but what counts is its θ at that moment, which is put aside: no row waits
-    /// for the host, and none touches another.
+    /// for the host, and none touches another. On a GPU all epochs but the first and the last are replays of one.
     fn train(
         &self,
         device: Device,
         seeds: &[u64],
         mut pause: impl FnMut(u32) -> Result<()>,
     ) -> Result<Numbers> {
+        let recorder = (self.epochs >= WORTH_RECORDING).then(|| Recorder::new(device)).flatten();
         let examples = self.grid.examples(self.target, Kind::Float, device)?;
         let (x, targets) = (examples.inputs()?, examples.targets());
         let models: Vec<(u64, u32)> = seeds.iter().map(|&seed| (seed, self.stream)).collect();
@@ -315,42 +361,76 @@ impl<'a> Fit<'a> {
         let kept_layers = if self.gradients { recorded } else { 0 };
         let squares = Tensor::f_zeros([kept_layers, count, layers.size()[1]], (Kind::Float, device))?;
 
-        let mut end = theta.f_detach_copy()?;
-        let mut epochs = Tensor::f_full([count], f64::from(self.epochs), (Kind::Double, device))?;
-        let mut done = Tensor::f_zeros([count], (Kind::Bool, device))?;
+        let mut rows = Rows {
+            end: theta.f_detach_copy()?,
+            epochs: Tensor::f_full([count], f64::from(self.epochs), (Kind::Double, device))?,
+            done: Tensor::f_zeros([count], (Kind::Bool, device))?,
+        };
         let mut before: [Option<Tensor>; 2] = [None, None];
+        let mut replayed: Option<Replayed> = None;
         for epoch in 0..=self.epochs {
-            let batch = loss_and_gradient(self.network, &theta, &x, targets, Loss::MeanSquaredError)?;
-            let row = i64::from(epoch / self.every);
+            if epoch == WARM
+                && let Some(recorder) = &recorder
+            {
+                let work = (&x, targets, &layers);
+                replayed = self.record(recorder, work, &mut theta, &mut optimiser, &mut rows, &before)?;
+            }
+            let replay = replayed.as_mut().filter(|_| epoch < self.epochs);
+            let (loss, gradient, of_layers) = if let Some(replayed) = replay {
+                if (epoch - WARM).is_multiple_of(PAUSE) {
+                    replayed.corrections = optimiser.corrections(u64::from(PAUSE), &theta)?;
+                }
+                if let Some(all) = &replayed.corrections {
+                    replayed.row.f_copy_(&all.f_get(i64::from((epoch - WARM) % PAUSE))?)?;
+                }
+                replayed.graph.replay()?;
+                optimiser.count(1);
+                let [loss, squares] = [&replayed.loss, &replayed.squares].map(Tensor::shallow_clone);
+                (loss, None, Some(squares))
+            } else {
+                let batch = loss_and_gradient(self.network, &theta, &x, targets, Loss::MeanSquaredError)?;
+                (batch.loss, Some(batch.gradient), None)
+            };
             if epoch % self.every == 0 {
-                losses.f_select(0, row)?.f_copy_(&batch.loss)?;
+                let row = i64::from(epoch / self.every);
+                losses.f_select(0, row)?.f_copy_(&loss)?;
                 if self.gradients {
-                    squares.f_select(0, row)?.f_copy_(&batch.gradient.f_square()?.f_matmul(&layers)?)?;
+                    let of_layers = match (&of_layers, &gradient) {
+                        (None, Some(gradient)) => gradient.f_square()?.f_matmul(&layers)?,
+                        (of_layers, _) => of_layers.as_ref().context("no gradients")?.shallow_clone(),
+                    };
+                    squares.f_select(0, row)?.f_copy_(&of_layers)?;
                 }
             }
-            let over = if epoch == self.epochs {
-                Some(done.f_logical_not()?)
-            } else {
-                let stops = self.stops(&batch.loss, &batch.gradient, &before)?;
-                stops.map(|now| now.f_logical_and(&done.f_logical_not()?)).transpose()?
-            };
-            if let Some(now) = over {
-                end = theta.f_where_self(&now.f_unsqueeze(1)?, &end)?;
-                let at = Tensor::f_full([count], f64::from(epoch), (Kind::Double, device))?;
-                epochs = at.f_where_self(&now, &epochs)?;
-                done = done.f_logical_or(&now)?;
+            if let Some(gradient) = &gradient {
+                if let (Some(replayed), true) = (&replayed, epoch == self.epochs) {
+                    before = [&replayed.last, &replayed.earlier].map(|loss| Some(loss.shallow_clone()));
+                }
+                let over = if epoch == self.epochs {
+                    Some(rows.done.f_logical_not()?)
+                } else {
+                    let stops = self.stops(&loss, gradient, &before)?;
+                    stops.map(|now| now.f_logical_and(&rows.done.f_logical_not()?)).transpose()?
+                };
+                if let Some(now) = over {
+                    let at = Tensor::f_full([count], f64::from(epoch), (Kind::Double, device))?;
+                    rows = rows.over(&now, &theta, &at)?;
+                }
+                before = [Some(loss), before[0].take()];
             }
-            before = [Some(batch.loss), before[0].take()];
             if epoch % PAUSE == PAUSE - 1 {
                 pause((epoch + 1).min(self.epochs))?;
-                if !matches!(self.stop, Stop::Never) && done.f_all()?.f_int64_value(&[])? != 0 {
+                if !matches!(self.stop, Stop::Never) && rows.done.f_all()?.f_int64_value(&[])? != 0 {
                     break;
                 }
             }
-            if epoch < self.epochs {
-                optimiser.step(&mut theta, batch.gradient)?;
+            if epoch < self.epochs
+                && let Some(gradient) = gradient
+            {
+                optimiser.step(&mut theta, gradient)?;
             }
         }
+        let Rows { end, epochs, .. } = rows;
         let last = loss_and_gradient(self.network, &end, &x, targets, Loss::MeanSquaredError)?;
         let norms =
             last.gradient.f_to_kind(Kind::Double)?.f_norm_scalaropt_dim(2., [1i64].as_slice(), false)?;
@@ -363,6 +443,47 @@ impl<'a> Fit<'a> {
             ("squares", squares),
         ];
         Ok(all.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.to_device(Device::Cpu))).collect())
+    }
+
+    /// An epoch as the loop has it, once the optimiser has its state and two losses are there.
+    fn record(
+        &self,
+        recorder: &Recorder,
+        (x, targets, layers): (&Tensor, &Tensor, &Tensor),
+        theta: &mut Tensor,
+        optimiser: &mut Optimiser,
+        rows: &mut Rows,
+        before: &[Option<Tensor>; 2],
+    ) -> Result<Option<Replayed>> {
+        let [Some(last), Some(earlier)] = before else { return Ok(None) };
+        let device = theta.device();
+        let count = theta.size()[0];
+        let (mut last, mut earlier) = (last.f_detach_copy()?, earlier.f_detach_copy()?);
+        let mut loss = last.f_detach_copy()?;
+        let mut squares = Tensor::f_zeros([count, layers.size()[1]], (Kind::Float, device))?;
+        let mut clock = Tensor::f_full([count], f64::from(WARM), (Kind::Double, device))?;
+        let row = Tensor::f_zeros([2], (Kind::Double, device))?;
+        let graph = recorder.record(|| {
+            let batch = loss_and_gradient(self.network, theta, x, targets, Loss::MeanSquaredError)?;
+            loss.f_copy_(&batch.loss)?;
+            if self.gradients {
+                squares.f_copy_(&batch.gradient.f_square()?.f_matmul(layers)?)?;
+            }
+            let before = [&last, &earlier].map(|loss| Some(loss.shallow_clone()));
+            let stops = self.stops(&batch.loss, &batch.gradient, &before);
+            if let Some(now) = stops.map_err(|error| NetworkError::Setting(format!("{error:#}")))? {
+                let now = now.f_logical_and(&rows.done.f_logical_not()?)?;
+                let new = rows.over(&now, theta, &clock)?;
+                rows.end.f_copy_(&new.end)?;
+                rows.epochs.f_copy_(&new.epochs)?;
+                rows.done.f_copy_(&new.done)?;
+            }
+            earlier.f_copy_(&last)?;
+            last.f_copy_(&batch.loss)?;
+            let _ = clock.f_add_scalar_(1.)?;
+            optimiser.recorded_step(theta, batch.gradient, &row)
+        });
+        Ok(graph.map(|graph| Replayed { graph, loss, squares, last, earlier, row, corrections: None, clock }))
     }
 
     /// Which rows are done, a Boolean `[M]`; `before` holds the losses of the last and the last but one epoch.

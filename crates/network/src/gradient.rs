@@ -3,7 +3,7 @@
 use crate::head::Head;
 use crate::network::{Step, apply};
 use crate::sparse::{self, NonzeroBlocks};
-use crate::{Loss, Network, NetworkError, Result, block, dense};
+use crate::{Loss, Network, NetworkError, Result, block, dense, graph};
 use tch::{Device, Tensor};
 
 /// What one batch yields. Nothing here was brought to the host.
@@ -193,7 +193,7 @@ fn differentiated(
     let outputs = steps.iter().try_fold(start, |y, step| apply(*step, &y, leaves, false))?;
     let mean = loss.mean(&outputs, targets)?;
     let correct = loss.correct(&outputs.f_detach()?, targets)?;
-    let gradients = Tensor::f_run_backward(&[&mean], wanted, false, false)?;
+    let gradients = graph::backward(&[&mean], wanted, false, false)?;
     Ok(Differentiated { loss: mean.f_detach()?, correct, gradients })
 }
 
@@ -216,7 +216,7 @@ fn stacked(
     let losses = loss.mean(&outputs, targets)?;
     let correct = loss.correct(&outputs.f_detach()?, targets)?;
     let wanted: Vec<&Tensor> = leaves.iter().collect();
-    let gradients = Tensor::f_run_backward(&[&losses], &wanted, false, false)?;
+    let gradients = graph::backward(&[&losses], &wanted, false, false)?;
     let flat = gradients.iter().map(|g| Ok(g.f_flatten(1, -1)?)).collect::<Result<Vec<_>>>()?;
     Ok(BatchGradient { loss: losses.f_detach()?, correct, gradient: Tensor::f_cat(&flat, 1)? })
 }

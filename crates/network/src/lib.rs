@@ -14,6 +14,7 @@ mod error;
 mod evaluation;
 mod examples;
 mod gradient;
+pub mod graph;
 mod head;
 mod initialise;
 mod jacobian;
@@ -43,7 +44,7 @@ pub use linearised::{Curvature, Directions, Linearised, Products};
 pub use loss::Loss;
 pub use network::{Layer, Network, Parameter};
 pub use optimiser::{Optimiser, OptimiserSettings};
-pub use precision::{Precision, set_precision};
+pub use precision::{Precision, set_deterministic, set_precision};
 pub use training::{Epoch, StackedTraining, Training, epoch_order};
 
 /// Result of this crate's fallible operations.

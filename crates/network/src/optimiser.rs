@@ -57,6 +57,21 @@ impl OptimiserSettings {
         }
     }
 
+    /// What Adam multiplies by in the `count` steps after the `done` first, `[count, 2]` (f64): `first` / (1 - β₁ᵗ) and
+    /// 1 / √(1 - β₂ᵗ), rounded as the other steps round it. `None` for the others, whose steps are all alike.
+    fn corrections(&self, first: f64, done: u64, count: u64, theta: &Tensor) -> Result<Option<Tensor>> {
+        if !matches!(self, Self::Adam { .. }) {
+            return Ok(None);
+        }
+        let mut rows = Vec::with_capacity(2 * count as usize);
+        for step in done + 1..=done + count {
+            let Corrections::Known([one, other]) = Corrections::after(step) else { continue };
+            let inverse = if theta.kind() == Kind::Float { f64::from(1. / other as f32) } else { 1. / other };
+            rows.extend([first / one, inverse]);
+        }
+        Ok(Some(Tensor::f_from_slice(&rows)?.f_view([-1, 2])?.f_to_device(theta.device())?))
+    }
+
     /// Says what is out of range.
     ///
     /// # Errors
@@ -170,13 +185,45 @@ impl Optimiser {
             return Ok(());
         }
         self.zeros(theta)?;
+        let corrections = Corrections::after(self.steps);
+        by_operators(self.settings, corrections, &self.factors(), &mut self.state, theta, gradient)
+    }
+
+    /// [`Optimiser::step`] for a [`Graph`](crate::graph::Graph), which does the same at each replay: what changes from step to step
+    /// comes from `row`, into which the next of [`Optimiser::corrections`] is copied before. Steps are not counted: see
+    /// [`Optimiser::count`].
+    ///
+    /// # Errors
+    /// [`NetworkError::Setting`] before the first step, which makes the state.
+    pub fn recorded_step(&mut self, theta: &mut Tensor, gradient: Tensor, row: &Tensor) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        if self.state.len() < self.names().len() {
+            return Err(NetworkError::Setting("a recorded step comes after a first one".into()));
+        }
+        let corrections = Corrections::Recorded(row);
+        by_operators(self.settings, corrections, &self.factors(), &mut self.state, theta, gradient)
+    }
+
+    /// What changes in the next `count` steps, for [`Optimiser::recorded_step`]: see [`OptimiserSettings::corrections`].
+    ///
+    /// # Errors
+    /// When the device is full.
+    pub fn corrections(&self, count: u64, theta: &Tensor) -> Result<Option<Tensor>> {
+        self.settings.corrections(-self.settings.numbers()[0], self.steps, count, theta)
+    }
+
+    /// Counts steps that a graph did.
+    pub fn count(&mut self, steps: u64) {
+        self.steps = self.steps.saturating_add(steps);
+    }
+
+    fn factors(&self) -> Factors {
         let [lr, momentum, weight_decay] = self.settings.numbers();
-        let factors = Factors {
+        Factors {
             minus_lr: Factor::Number(-lr),
             momentum: Factor::Number(momentum),
             weight_decay: (weight_decay != 0.).then_some(Factor::Number(weight_decay)),
-        };
-        by_operators(self.settings, self.steps, &factors, &mut self.state, theta, gradient)
+        }
     }
 
     /// The state before the first step, of SGD too: `μ 0 + g` is the first gradient.
@@ -231,10 +278,50 @@ impl Factor {
     }
 }
 
-/// The `steps`-th step, from 1, of θ `[P]` or `[M, P]`, whose state is there. The gradient's memory is reused.
+/// What Adam divides by in a step: its moments begin at 0 and are too small by these factors.
+#[derive(Debug, Clone, Copy)]
+enum Corrections<'a> {
+    /// 1 - β₁ᵗ and √(1 - β₂ᵗ).
+    Known([f64; 2]),
+    /// A row of [`OptimiserSettings::corrections`], on the device.
+    Recorded(&'a Tensor),
+}
+
+impl Corrections<'_> {
+    /// Of the `steps`-th step, from 1.
+    fn after(steps: u64) -> Self {
+        let steps = i32::try_from(steps).unwrap_or(i32::MAX);
+        Self::Known([1. - ADAM_BETA1.powi(steps), (1. - ADAM_BETA2.powi(steps)).sqrt()])
+    }
+
+    /// The learning rate, divided.
+    fn rate(&self, minus_lr: &Factor, kind: Kind) -> Result<Factor> {
+        match *self {
+            Self::Known([first, _]) => minus_lr.over(first, kind),
+            Self::Recorded(row) => {
+                let first = row.f_get(0)?;
+                let rate = match minus_lr {
+                    Factor::Number(_) => first,
+                    Factor::Column(column) => column.f_mul(&first)?,
+                };
+                Ok(Factor::Column(rate.f_to_kind(kind)?))
+            }
+        }
+    }
+
+    /// In place.
+    fn divide(&self, root: &mut Tensor) -> Result<Tensor> {
+        Ok(match *self {
+            Self::Known([_, second]) => root.f_div_scalar_(second)?,
+            Self::Recorded(row) => root.f_mul_(&row.f_get(1)?.f_to_kind(root.kind())?)?,
+        })
+    }
+}
+
+/// A step of θ `[P]` or `[M, P]`, whose state is there. The gradient's memory is reused.
 fn by_operators(
     settings: OptimiserSettings,
-    steps: u64,
+    corrections: Corrections,
     factors: &Factors,
     state: &mut BTreeMap<&'static str, Tensor>,
     theta: &mut Tensor,
@@ -262,8 +349,6 @@ fn by_operators(
             }
         }
         OptimiserSettings::Adam { .. } => {
-            let steps = i32::try_from(steps).unwrap_or(i32::MAX);
-            let (correction1, correction2) = (1. - ADAM_BETA1.powi(steps), 1. - ADAM_BETA2.powi(steps));
             if let Some(mean) = state.get_mut("exp_avg") {
                 let _ = mean.f_lerp_(&gradient, 1. - ADAM_BETA1)?;
             }
@@ -272,9 +357,9 @@ fn by_operators(
                     .f_mul_scalar_(ADAM_BETA2)?
                     .f_add_(&gradient.f_square()?.f_mul_scalar_(1. - ADAM_BETA2)?)?;
             }
-            let root = state["exp_avg_sq"].f_sqrt()?.f_div_scalar_(correction2.sqrt())?;
+            let root = corrections.divide(&mut state["exp_avg_sq"].f_sqrt()?)?;
             let mut step = state["exp_avg"].f_div(&root.f_add_scalar(EPSILON)?)?;
-            minus_lr.over(correction1, kind)?.times_(&mut step)?
+            corrections.rate(minus_lr, kind)?.times_(&mut step)?
         }
         OptimiserSettings::RmsProp { .. } => {
             if let Some(square) = state.get_mut("square_avg") {
@@ -392,7 +477,41 @@ mod one_pass {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Device;
+
+    #[test]
+    fn recorded_steps_equal_the_others() {
+        let sgd = OptimiserSettings::Sgd { lr: 0.03, momentum: 0.9, nesterov: true, weight_decay: 0.01 };
+        for settings in [
+            sgd,
+            OptimiserSettings::Adam { lr: 1e-3, weight_decay: 1e-4 },
+            OptimiserSettings::RmsProp { lr: 1e-3, weight_decay: 1e-4 },
+        ] {
+            let start = (Tensor::arange(303, (Kind::Double, Device::Cpu)) * 0.37).sin();
+            let (mut one, mut other) = (Optimiser::new(settings).unwrap(), Optimiser::new(settings).unwrap());
+            let (mut plain, mut recorded) = (start.copy(), start.copy());
+            let mut row = Tensor::zeros([2], (Kind::Double, Device::Cpu));
+            assert!(other.recorded_step(&mut recorded, start.copy(), &row).is_err(), "no state yet");
+            let gradient = |step: i64| (&start * (1.3 * step as f64)).cos() * 0.1;
+            let mut rows = None;
+            for step in 0..20 {
+                one.step(&mut plain, gradient(step)).unwrap();
+                if step < 3 {
+                    other.step(&mut recorded, gradient(step)).unwrap();
+                    rows = other.corrections(17, &recorded).unwrap();
+                    continue;
+                }
+                if let Some(rows) = &rows {
+                    row.copy_(&rows.get(step - 3));
+                }
+                other.recorded_step(&mut recorded, gradient(step), &row).unwrap();
+            }
+            other.count(17);
+            assert_eq!(one.steps(), other.steps());
+            let off = (&plain - &recorded).abs().max().double_value(&[]);
+            assert!(off < 1e-14, "{settings:?}: {off:.1e}");
+        }
+    }
 
     #[test]
     fn one_pass_equals_the_operators() {

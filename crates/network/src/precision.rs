@@ -63,6 +63,25 @@ pub fn set_precision(precision: Precision) -> Result<(), DeviceError> {
     Ok(())
 }
 
+/// Whether cuDNN may choose algorithms whose sums come in another order each time. libtorch's own default is that it may.
+///
+/// # Errors
+/// [`DeviceError::NoPrecision`] where this libtorch has no such switch.
+pub fn set_deterministic(deterministic: bool) -> Result<(), DeviceError> {
+    let missing = |error: libloading::Error| DeviceError::NoPrecision(error.to_string());
+    let libtorch = Library::this();
+    // SAFETY: as above; `void at::Context::setDeterministicCuDNN(bool)`.
+    unsafe {
+        let context = libtorch
+            .get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0")
+            .map_err(missing)?;
+        libtorch
+            .get::<unsafe extern "C" fn(*mut c_void, bool)>(b"_ZN2at7Context21setDeterministicCuDNNEb\0")
+            .map_err(missing)?(context(), deterministic);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

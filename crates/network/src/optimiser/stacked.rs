@@ -1,6 +1,6 @@
 //! The optimiser of a stack whose rows may have hyperparameters of their own.
 
-use super::{Factor, Factors, Optimiser, OptimiserSettings, by_operators};
+use super::{Corrections, Factor, Factors, Optimiser, OptimiserSettings, by_operators};
 use crate::{NetworkError, Result};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -91,6 +91,27 @@ impl StackedOptimiser {
             let expected = format!("θ's, {:?}", theta.size());
             return Err(NetworkError::Shape { what: "the gradient", found: gradient.size(), expected });
         }
-        by_operators(self.settings[0], steps, &self.factors, &mut self.state, theta, gradient)
+        self.moved(theta, gradient, Corrections::after(steps))
+    }
+
+    /// As [`Optimiser::recorded_step`].
+    ///
+    /// # Errors
+    /// When the device is full.
+    pub fn recorded_step(&mut self, theta: &mut Tensor, gradient: Tensor, row: &Tensor) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        self.moved(theta, gradient, Corrections::Recorded(row))
+    }
+
+    /// As [`Optimiser::corrections`], after so many steps.
+    ///
+    /// # Errors
+    /// When the device is full.
+    pub fn corrections(&self, done: u64, count: u64, theta: &Tensor) -> Result<Option<Tensor>> {
+        self.settings[0].corrections(1., done, count, theta)
+    }
+
+    fn moved(&mut self, theta: &mut Tensor, gradient: Tensor, corrections: Corrections) -> Result<()> {
+        by_operators(self.settings[0], corrections, &self.factors, &mut self.state, theta, gradient)
     }
 }

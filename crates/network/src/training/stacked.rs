@@ -1,6 +1,6 @@
 //! Several models in training side by side, as one θ `[M, P]`: on an accelerator a launch costs the same for one as for many.
 
-use super::{Epoch, Training, epoch_order, pass};
+use super::{Epoch, Mover, Source, Training, epoch_order, pass};
 use crate::examples::StackedExamples;
 use crate::optimiser::StackedOptimiser;
 use crate::{Examples, Loss, Network, NetworkError, Result};
@@ -27,6 +27,35 @@ struct Row<'a> {
     stream: (u64, u32),
     epochs: u32,
     steps: u64,
+}
+
+/// A stack's optimiser with the steps that the rows in motion have behind them.
+struct Moved<'a> {
+    optimiser: &'a mut StackedOptimiser,
+    steps: u64,
+}
+
+impl Mover for Moved<'_> {
+    fn step(&mut self, theta: &mut Tensor, gradient: Tensor) -> Result<()> {
+        self.steps += 1;
+        self.optimiser.step(theta, gradient, self.steps)
+    }
+
+    fn recorded_step(&mut self, theta: &mut Tensor, gradient: Tensor, row: &Tensor) -> Result<()> {
+        self.optimiser.recorded_step(theta, gradient, row)
+    }
+
+    fn corrections(&self, count: u64, theta: &Tensor) -> Result<Option<Tensor>> {
+        self.optimiser.corrections(self.steps, count, theta)
+    }
+
+    fn count(&mut self, steps: u64) {
+        self.steps += steps;
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps
+    }
 }
 
 impl<'a> StackedTraining<'a> {
@@ -105,17 +134,15 @@ impl<'a> StackedTraining<'a> {
             self.rows.iter().zip(wanted).map(|(row, &wanted)| wanted && at(row) == behind).collect();
         let places = self.examples.places(&self.orders(&moves, count)?)?;
         let held = self.hold(&moves)?;
-        let mut steps = behind.1;
+        let mut mover = Moved { optimiser: &mut self.optimiser, steps: behind.1 };
         let (total, hits) = pass(
             (self.network, self.loss),
             (self.batch, count),
             &mut self.theta,
-            |start, length| self.examples.at(&places, start, length),
-            |theta, gradient| {
-                steps += 1;
-                self.optimiser.step(theta, gradient, steps)
-            },
+            &Source::Many { examples: &self.examples, places },
+            &mut mover,
         )?;
+        let steps = mover.steps;
         self.put_back(held)?;
         let total = Vec::<f64>::try_from(&total)?;
         let hits = hits.map(|hits| Vec::<i64>::try_from(&hits)).transpose()?;
