@@ -36,6 +36,14 @@ pub enum NetworkError {
         /// What is missing, superfluous or of another shape.
         reason: String,
     },
+    /// A TorchScript module that cannot be used.
+    #[error("the module {name}: {reason}")]
+    Module {
+        /// Its file.
+        name: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// libtorch refused an operation.
     #[error("libtorch: {}", first_line(.0))]
     Torch(#[from] tch::TchError),
