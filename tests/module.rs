@@ -185,7 +185,16 @@ fn bad_input_is_one_sentence() {
         );
     }
     refuse(&words(&module, &data), 1, "holds 1 numbers that are not finite");
-    for name in ["detached", "classes", "pair", "in-place-input", "in-place-parameter", "random", "frozen"] {
+    for name in [
+        "detached",
+        "classes",
+        "pair",
+        "in-place-input",
+        "in-place-parameter",
+        "random",
+        "attention",
+        "frozen",
+    ] {
         refuse(&words(&fixture(name), &data), 1, &format!("{name}.pt"));
     }
     refuse(&words("no-such.pt", &data), 1, "no-such.pt");

@@ -93,6 +93,14 @@ class Random(Bad):
         return self.fc(F.dropout(x, 0.5, True))
 
 
+class Attention(Bad):
+    """libtorch has no second derivative of its kernel for attention on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = x.view(-1, 1, 2, 2)
+        return self.fc(F.scaled_dot_product_attention(self.fc.weight[0, 0] * q, q, q).flatten(1))
+
+
 class NotFinite(Bad):
     def __init__(self):
         super().__init__()
@@ -129,7 +137,7 @@ def main() -> None:
         "digits": torch.jit.trace(fill(Dense([784, 2, 10], F.relu), 1).float(), torch.zeros(2, 784)),
     }
     # In training mode, as a user may leave them.
-    for module in [Smooth, Tied, Detached, Classes, Pair, InPlaceInput, InPlaceParameter, Random, NotFinite, Frozen]:
+    for module in [Smooth, Tied, Detached, Classes, Pair, InPlaceInput, InPlaceParameter, Random, Attention, NotFinite, Frozen]:
         name = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in module.__name__).lstrip("-")
         modules[name] = torch.jit.script(module())
     for name, module in modules.items():

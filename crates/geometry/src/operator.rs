@@ -420,7 +420,13 @@ impl Share {
             _ => {
                 let mut sum = job.vectors.f_zeros_like()?;
                 for start in starts {
-                    sum = sum.f_add_(&self.by_graph(start, job)?)?;
+                    let part = self.by_graph(start, job).map_err(|error| match (&self.model, error) {
+                        (Model::Module(module), CurvatureError::Network(NetworkError::Torch(error))) => {
+                            module.not_twice(&error).into()
+                        }
+                        (_, error) => error,
+                    })?;
+                    sum = sum.f_add_(&part)?;
                 }
                 return Ok(sum);
             }

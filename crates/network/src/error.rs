@@ -46,7 +46,14 @@ pub enum NetworkError {
     },
     /// libtorch refused an operation.
     #[error("libtorch: {}", first_line(.0))]
-    Torch(#[from] tch::TchError),
+    Torch(tch::TchError),
+}
+
+/// Not by `#[from]`, which makes of it a source too: whoever prints the chain would say it twice, and the backtrace with it.
+impl From<tch::TchError> for NetworkError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error)
+    }
 }
 
 /// libtorch appends its C++ backtrace to every message; the first line says what happened.

@@ -279,6 +279,14 @@ impl Module {
         Ok((Sums { loss: mean.f_double_value(&[])? * targets.size()[0] as f64, hits }, mean))
     }
 
+    /// The error of a second derivative that libtorch does not have.
+    pub fn not_twice(&self, error: &TchError) -> NetworkError {
+        let cause = cause(error);
+        let hint =
+            if cause.contains("scaled_dot_product") { "; write attention as matmul and softmax" } else { "" };
+        self.refuse(format!("its loss cannot be differentiated twice: {cause}{hint}"))
+    }
+
     fn refuse(&self, reason: String) -> NetworkError {
         NetworkError::Module { name: self.name.clone(), reason }
     }
