@@ -7,7 +7,7 @@
 //!
 //! Everything is computed in f64, whatever θ's kind, and in one order.
 
-use flatland_network::{Network, NetworkError, Parameter};
+use flatland_network::{NetworkError, Parameter};
 use rand::Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
@@ -60,25 +60,26 @@ pub enum DirectionError {
 
 type Result<T> = std::result::Result<T, DirectionError>;
 
-/// A random direction from θ `[P]`: `[P]`, f64, on the CPU. Standard normal numbers, drawn for every entry in θ's order (so that
+/// A random direction from θ `[P]`, whose parts `parameters` are: `[P]`, f64, on the CPU. Standard normal numbers, drawn for every entry in θ's order (so that
 /// weights do not depend on what becomes of biases), then scaled.
 ///
 /// # Errors
-/// [`NetworkError::Shape`] when θ is not the network's.
+/// [`NetworkError::Shape`] when θ has another number of entries.
 pub fn random_direction(
-    network: &Network,
+    parameters: &[Parameter],
     theta: &Tensor,
     normalisation: Normalisation,
     biases: Biases,
     random: &mut impl Rng,
 ) -> Result<Tensor> {
-    if theta.size() != [network.count()] {
-        let expected = format!("[{}]", network.count());
+    let count: i64 = parameters.iter().map(Parameter::count).sum();
+    if theta.size() != [count] {
+        let expected = format!("[{count}]");
         return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected }.into());
     }
     let weights = numbers(theta)?;
     let mut direction: Vec<f64> = (0..weights.len()).map(|_| random.sample(StandardNormal)).collect();
-    for parameter in network.parameters() {
+    for parameter in parameters {
         let places = parameter.offset as usize..(parameter.offset + parameter.count()) as usize;
         let (d, w) = (&mut direction[places.clone()], &weights[places]);
         if biases == Biases::Ignore && is_bias(parameter) {
@@ -86,7 +87,7 @@ pub fn random_direction(
             continue;
         }
         let part = match normalisation {
-            Normalisation::Filter => d.len() / parameter.shape[0] as usize,
+            Normalisation::Filter => d.len() / parameter.shape.first().map_or(1, |&rows| rows as usize),
             Normalisation::Layer => d.len(),
             Normalisation::Weight => 1,
             Normalisation::None => continue,
@@ -99,7 +100,7 @@ pub fn random_direction(
 }
 
 fn is_bias(parameter: &Parameter) -> bool {
-    parameter.shape.len() == 1
+    parameter.shape.len() < 2
 }
 
 /// Gives d the length `length`; a d of 0 stays.
@@ -275,15 +276,15 @@ fn norm(a: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flatland_network::initialise;
     use flatland_network::streams::{Purpose, stream};
+    use flatland_network::{Network, initialise};
 
     const NORMALISATIONS: [Normalisation; 4] =
         [Normalisation::Filter, Normalisation::Layer, Normalisation::Weight, Normalisation::None];
 
     fn draw(network: &Network, theta: &Tensor, normalisation: Normalisation, biases: Biases) -> Tensor {
         let mut random = stream(3, 0, 0, Purpose::Direction);
-        random_direction(network, theta, normalisation, biases, &mut random).unwrap()
+        random_direction(network.parameters(), theta, normalisation, biases, &mut random).unwrap()
     }
 
     /// A parameter's part of θ, `[out, …]`, and its norm by libtorch over all but the first dimension, `[out]`.
@@ -367,7 +368,8 @@ mod tests {
         let other = Tensor::zeros([5], (Kind::Float, Device::Cpu));
         let mut random = stream(0, 0, 0, Purpose::Direction);
         let refused =
-            random_direction(&network, &other, Normalisation::None, Biases::Ignore, &mut random).unwrap_err();
+            random_direction(network.parameters(), &other, Normalisation::None, Biases::Ignore, &mut random)
+                .unwrap_err();
         assert!(refused.to_string().contains("[23]"), "{refused}");
     }
 

@@ -6,7 +6,9 @@
 //! The examples go through in pieces of a fixed size, and their sums are added in a fixed order: the numbers do not depend on the number
 //! of threads, and the same product comes out the same, bit for bit. `⟨u, H v⟩` and `⟨v, H u⟩` differ by rounding only.
 
-use flatland_network::{Curvature, Directions, Examples, Linearised, Loss, Network, NetworkError, Products};
+use flatland_network::{
+    Curvature, Directions, Examples, Linearised, Loss, Model, Module, Network, NetworkError, Products, flat,
+};
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -122,7 +124,9 @@ const ONE_BY_ONE: i64 = 4;
 /// On a CPU it has threads of its own, each computing alone, until it is dropped.
 #[derive(Debug)]
 pub struct CurvatureOperator {
-    network: Network,
+    count: i64,
+    /// Whether a few vectors are faster one after the other.
+    one_by_one: bool,
     options: (Kind, Device),
     groups: usize,
     workers: Vec<Worker>,
@@ -169,54 +173,79 @@ impl CurvatureOperator {
         loss: Loss,
         threads: usize,
     ) -> Result<Self, CurvatureError> {
-        let count = network.count();
-        if theta.size() != [count] {
-            let expected = format!("[{count}]");
-            return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected }.into());
-        }
-        let theta = theta.f_detach()?.f_contiguous()?;
-        if theta.f_isfinite()?.f_all()?.f_int64_value(&[])? != 1 {
-            return Err(CurvatureError::NotFinite);
-        }
+        let theta = ready(theta, network.count())?;
         // Shapes first, for an error that can be read.
         let (x, targets) = examples.part(0, 1)?;
         let x = x.f_to_kind(theta.kind())?;
         let _ = loss.mean(&network.predict(&theta, &x)?, &cast(&targets, theta.kind())?)?;
         let fits = Linearised::of(network, &theta, &x, &cast(&targets, theta.kind())?, loss, 1.)?.is_some();
-
-        let on_cpu = theta.device() == Device::Cpu;
-        let piece = match (fits, on_cpu) {
+        let piece = match (fits, theta.device() == Device::Cpu) {
             (true, true) => CPU_PIECE[usize::from(network.input().len() == 1)],
             (true, false) => DEVICE_PIECE,
             (false, true) => CPU_GRAPH / network.widest(),
             (false, false) => DEVICE_GRAPH / network.widest(),
         };
+        let keeps = fits && Linearised::bytes(network, theta.kind()) * examples.count() <= KEPT_BYTES;
+        let model = || Ok(Model::Network(network.clone()));
+        let one_by_one = network.input().len() == 3;
+        Self::start(&model, &theta, (examples, loss), Plan { piece, fits, keeps, one_by_one }, threads)
+    }
+
+    /// The same of a module, by differentiating its graph twice; on a CPU each thread has a copy of it.
+    ///
+    /// # Errors
+    /// As [`CurvatureOperator::new`], and what [`Module::check`] says.
+    pub fn of_module(
+        module: &Module,
+        theta: &Tensor,
+        examples: &Examples,
+        loss: Loss,
+        threads: usize,
+    ) -> Result<Self, CurvatureError> {
+        let theta = ready(theta, module.count())?;
+        module.check(examples, loss)?;
+        let model = || -> Result<Model, NetworkError> {
+            let mut module = module.again()?;
+            module.set(&theta)?;
+            Ok(Model::Module(module))
+        };
+        let plan = Plan { piece: module.piece(examples)?, fits: false, keeps: false, one_by_one: false };
+        Self::start(&model, &theta, (examples, loss), plan, threads)
+    }
+
+    fn start(
+        model: &dyn Fn() -> Result<Model, NetworkError>,
+        theta: &Tensor,
+        (examples, loss): (&Examples, Loss),
+        Plan { piece, fits, keeps, one_by_one }: Plan,
+        threads: usize,
+    ) -> Result<Self, CurvatureError> {
+        let on_cpu = theta.device() == Device::Cpu;
         let piece = piece.clamp(1, examples.count());
         let starts: Vec<i64> = (0..examples.count()).step_by(piece as usize).collect();
         let groups = starts.len().min(GROUPS);
-        let keeps = fits && Linearised::bytes(network, theta.kind()) * examples.count() <= KEPT_BYTES;
         let threads = if on_cpu { threads.max(1) } else { 1 }.min(groups);
-        let workers = (0..threads)
-            .map(|worker| {
-                let mine = (worker..groups).step_by(threads).map(|group| {
-                    let range = group * starts.len() / groups..(group + 1) * starts.len() / groups;
-                    (group, starts[range].to_vec())
-                });
-                let share = Share {
-                    network: network.clone(),
-                    theta: theta.shallow_clone(),
-                    examples: examples.share(),
-                    loss,
-                    piece,
-                    fits,
-                    keeps,
-                    groups: mine.collect(),
-                    kept: BTreeMap::new(),
-                };
-                Worker::start(share, on_cpu)
-            })
-            .collect();
-        Ok(Self { network: network.clone(), options: (theta.kind(), theta.device()), groups, workers })
+        let worker = |worker: usize| {
+            let mine = (worker..groups).step_by(threads).map(|group| {
+                let range = group * starts.len() / groups..(group + 1) * starts.len() / groups;
+                (group, starts[range].to_vec())
+            });
+            let share = Share {
+                model: model()?,
+                theta: theta.shallow_clone(),
+                examples: examples.share(),
+                loss,
+                piece,
+                fits,
+                keeps,
+                groups: mine.collect(),
+                kept: BTreeMap::new(),
+            };
+            Ok(Worker::start(share, on_cpu))
+        };
+        let workers = (0..threads).map(worker).collect::<Result<_, CurvatureError>>()?;
+        let options = (theta.kind(), theta.device());
+        Ok(Self { count: theta.size()[0], one_by_one, options, groups, workers })
     }
 
     /// H or G times each row of `[K, P]`.
@@ -226,8 +255,8 @@ impl CurvatureOperator {
     pub fn products_of(&self, curvature: Curvature, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
         let (kind, device) = self.options;
         let found = vectors.size();
-        if found.len() != 2 || found[0] < 1 || found[1] != self.network.count() {
-            let expected = format!("[K, {}]", self.network.count());
+        if found.len() != 2 || found[0] < 1 || found[1] != self.count {
+            let expected = format!("[K, {}]", self.count);
             return Err(CurvatureError::Shape { what: "vectors", expected, found });
         }
         // libtorch's own threads would go on spinning on the cores that the workers need.
@@ -237,8 +266,7 @@ impl CurvatureOperator {
         let mut start = 0;
         while start < found[0] {
             let left = found[0] - start;
-            let size =
-                if self.network.input().len() == 3 && left <= ONE_BY_ONE { 1 } else { TOGETHER.min(left) };
+            let size = if self.one_by_one && left <= ONE_BY_ONE { 1 } else { TOGETHER.min(left) };
             all.push(self.some_products(curvature, &vectors.f_narrow(0, start, size)?)?);
             start += size;
         }
@@ -280,6 +308,27 @@ impl CurvatureOperator {
     }
 }
 
+/// How the examples go through.
+struct Plan {
+    piece: i64,
+    fits: bool,
+    keeps: bool,
+    one_by_one: bool,
+}
+
+/// θ `[P]`, which must be finite.
+fn ready(theta: &Tensor, count: i64) -> Result<Tensor, CurvatureError> {
+    if theta.size() != [count] {
+        let expected = format!("[{count}]");
+        return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected }.into());
+    }
+    let theta = theta.f_detach()?.f_contiguous()?;
+    if theta.f_isfinite()?.f_all()?.f_int64_value(&[])? != 1 {
+        return Err(CurvatureError::NotFinite);
+    }
+    Ok(theta)
+}
+
 /// While it lives, libtorch computes with one thread for the calling one.
 struct Alone(i32);
 
@@ -306,7 +355,7 @@ pub struct Of<'a> {
 
 impl Symmetric for Of<'_> {
     fn dimension(&self) -> i64 {
-        self.operator.network.count()
+        self.operator.count
     }
 
     fn options(&self) -> (Kind, Device) {
@@ -350,7 +399,7 @@ impl Drop for Worker {
 
 /// A worker's part of the examples.
 struct Share {
-    network: Network,
+    model: Model,
     theta: Tensor,
     examples: Examples,
     loss: Loss,
@@ -366,22 +415,31 @@ struct Share {
 impl Share {
     fn group(&mut self, index: usize, job: &Job) -> Result<Tensor, CurvatureError> {
         let starts = self.groups[index].1.clone();
-        if !self.fits {
-            let mut sum = job.vectors.f_zeros_like()?;
-            for start in starts {
-                sum = sum.f_add_(&self.by_graph(start, job)?)?;
+        let network = match &self.model {
+            Model::Network(network) if self.fits => network,
+            _ => {
+                let mut sum = job.vectors.f_zeros_like()?;
+                for start in starts {
+                    let part = self.by_graph(start, job).map_err(|error| match (&self.model, error) {
+                        (Model::Module(module), CurvatureError::Network(NetworkError::Torch(error))) => {
+                            module.not_twice(&error).into()
+                        }
+                        (_, error) => error,
+                    })?;
+                    sum = sum.f_add_(&part)?;
+                }
+                return Ok(sum);
             }
-            return Ok(sum);
-        }
-        let directions = Directions::of(&self.network, &job.vectors)?;
-        let sums = Products::zeros(&self.network, directions.count(), &self.theta)?;
+        };
+        let directions = Directions::of(network, &job.vectors)?;
+        let sums = Products::zeros(network, directions.count(), &self.theta)?;
         for start in starts {
             if let Some(piece) = self.kept.get(&start) {
                 piece.add_products(job.curvature, &directions, &sums)?;
                 continue;
             }
             let (x, targets, share) = self.part(start)?;
-            let piece = Linearised::of(&self.network, &self.theta, &x, &targets, self.loss, share)?;
+            let piece = Linearised::of(network, &self.theta, &x, &targets, self.loss, share)?;
             let piece = piece.ok_or_else(|| {
                 NetworkError::Setting("a piece of the examples does not fit as its first did".into())
             })?;
@@ -390,7 +448,7 @@ impl Share {
                 self.kept.insert(start, piece);
             }
         }
-        Ok(sums.flat(&self.network)?)
+        Ok(sums.flat(network)?)
     }
 
     /// Inputs and targets of a piece, and 1/N.
@@ -404,37 +462,45 @@ impl Share {
     fn by_graph(&self, start: i64, job: &Job) -> Result<Tensor, CurvatureError> {
         let (x, targets, share) = self.part(start)?;
         let share = share * x.size()[0] as f64;
-        let leaf = self.theta.f_detach()?.f_set_requires_grad(true)?;
-        let outputs = self.network.forward(&leaf, &x)?;
+        let (leaves, outputs) = match &self.model {
+            Model::Network(network) => {
+                let leaf = self.theta.f_detach()?.f_set_requires_grad(true)?;
+                let outputs = network.forward(&leaf, &x)?;
+                (vec![leaf], outputs)
+            }
+            Model::Module(module) => {
+                (module.leaves().iter().map(Tensor::shallow_clone).collect(), module.forward(&x)?)
+            }
+        };
         let count = job.vectors.size()[0];
         let mut rows = Vec::with_capacity(count as usize);
         match job.curvature {
             Curvature::Hessian => {
                 let mean = self.loss.mean(&outputs, &targets)?.f_mul_scalar(share)?;
-                let gradient = derivative(&mean, &leaf, true, true)?;
+                let gradient = derivative(&mean, &leaves, true, true)?;
                 if !gradient.requires_grad() {
                     // A loss that is linear in θ.
                     return Ok(job.vectors.f_zeros_like()?);
                 }
                 for row in 0..count {
                     let along = gradient.f_dot(&job.vectors.f_select(0, row)?)?;
-                    rows.push(derivative(&along, &leaf, row + 1 < count, false)?);
+                    rows.push(derivative(&along, &leaves, row + 1 < count, false)?);
                 }
             }
             Curvature::GaussNewton => {
                 let u = outputs.f_zeros_like()?.f_set_requires_grad(true)?;
                 let along_u = outputs.f_mul(&u)?.f_sum(None)?;
-                let pulled = derivative(&along_u, &leaf, true, true)?;
+                let pulled = derivative(&along_u, &leaves, true, true)?;
                 // The loss as a function of the outputs alone.
                 let by_outputs = outputs.f_detach()?.f_set_requires_grad(true)?;
                 let mean = self.loss.mean(&by_outputs, &targets)?.f_mul_scalar(share)?;
-                let slope = derivative(&mean, &by_outputs, true, true)?;
+                let slope = derivative_by(&mean, &by_outputs, true)?;
                 for row in 0..count {
-                    let pushed = derivative(&pulled.f_dot(&job.vectors.f_select(0, row)?)?, &u, true, false)?;
+                    let pushed = derivative_by(&pulled.f_dot(&job.vectors.f_select(0, row)?)?, &u, false)?;
                     let along = slope.f_mul(&pushed.f_detach()?)?.f_sum(None)?;
-                    let bent = derivative(&along, &by_outputs, true, false)?.f_detach()?;
+                    let bent = derivative_by(&along, &by_outputs, false)?.f_detach()?;
                     let back = outputs.f_mul(&bent)?.f_sum(None)?;
-                    rows.push(derivative(&back, &leaf, row + 1 < count, false)?);
+                    rows.push(derivative(&back, &leaves, row + 1 < count, false)?);
                 }
             }
         }
@@ -442,8 +508,14 @@ impl Share {
     }
 }
 
-fn derivative(of: &Tensor, by: &Tensor, keep: bool, create: bool) -> Result<Tensor, CurvatureError> {
-    let mut found = Tensor::f_run_backward(&[of], &[by], keep, create)?;
+/// With respect to θ's parts, as one vector.
+fn derivative(of: &Tensor, by: &[Tensor], keep: bool, create: bool) -> Result<Tensor, CurvatureError> {
+    Ok(flat(&Tensor::f_run_backward(&[of], by, keep, create)?, by)?)
+}
+
+/// With respect to one tensor, in its shape; the graph is kept.
+fn derivative_by(of: &Tensor, by: &Tensor, create: bool) -> Result<Tensor, CurvatureError> {
+    let mut found = Tensor::f_run_backward(&[of], &[by], true, create)?;
     let found = found.pop().filter(Tensor::defined);
     Ok(found.ok_or_else(|| NetworkError::Setting("libtorch returned no derivative".into()))?)
 }

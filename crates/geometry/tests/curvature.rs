@@ -4,7 +4,7 @@ use flatland_geometry::{
     Curvature, CurvatureOperator, DensitySettings, EigenSettings, Symmetric, TraceEstimates, eigenpairs,
     eigenvalues, hessian, hutch_plus_plus, hutchinson, spectral_density, xtrace,
 };
-use flatland_network::{Examples, Layer, Loss, Network};
+use flatland_network::{Examples, Layer, Loss, Module, Network};
 use safetensors::tensor::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
@@ -108,6 +108,71 @@ fn products() {
             }
         }
     }
+}
+
+fn module(name: &str) -> Module {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../network/tests/fixtures/modules");
+    let bytes = std::fs::read(format!("{folder}/{name}.pt")).unwrap();
+    Module::load(name, bytes.into(), Device::Cpu).unwrap()
+}
+
+/// TorchScript modules with the same weights, whatever the number of threads; more examples than a piece has.
+#[test]
+fn products_of_modules() {
+    for case in cases().into_iter().filter(|case| case.name != "two convolutions") {
+        let module = module(case.name);
+        let theta = module.theta().unwrap();
+        assert!(error(&theta, &case.theta(Kind::Double)) == 0., "{}", case.name);
+        for copies in [1, 40] {
+            let few = case.examples(Kind::Double);
+            let repeated = |t: &Tensor| Tensor::cat(&vec![t; copies], 0);
+            let examples = Examples::new(repeated(&few.inputs().unwrap()), repeated(few.targets())).unwrap();
+            let [one, three] = [1, 3].map(|threads| {
+                CurvatureOperator::of_module(&module, &theta, &examples, case.loss, threads).unwrap()
+            });
+            for (curvature, name) in [(Curvature::Hessian, "hvp"), (Curvature::GaussNewton, "ggnvp")] {
+                let found = one.products_of(curvature, &case.stored("vectors")).unwrap();
+                let error = error(&found, &case.stored(name));
+                assert!(error < 1e-12, "{}, {name}: {error:.1e}", case.name);
+                assert_eq!(three.products_of(curvature, &case.stored("vectors")).unwrap(), found);
+            }
+        }
+    }
+}
+
+/// Batch normalisation, dropout and a parameter that is not trained: the Hessian is the gradient's own derivative.
+#[test]
+fn a_module_in_evaluation_mode_has_the_hessian_of_its_own_gradient() {
+    let mut module = module("smooth");
+    let (theta, options) = (module.theta().unwrap(), (Kind::Double, Device::Cpu));
+    let x = (Tensor::arange(20 * 36, options) * 0.7).sin().view([20, 1, 6, 6]);
+    let labels = Tensor::arange(20, (Kind::Int64, Device::Cpu)).remainder(3);
+    let examples = Examples::new(x, labels).unwrap();
+    let loss = Loss::CrossEntropy;
+    let v = (Tensor::arange(module.count(), options) * 1.3).cos();
+    let operator = CurvatureOperator::of_module(&module, &theta, &examples, loss, 1).unwrap();
+    let found = operator.products_of(Curvature::Hessian, &v.unsqueeze(0)).unwrap().squeeze_dim(0);
+    let mut gradient = |step: f64| {
+        module.set(&(&theta + &v * step)).unwrap();
+        module.loss_and_gradient(&examples, loss).unwrap().1
+    };
+    let expected = (gradient(1e-5) - gradient(-1e-5)) / 2e-5;
+    assert!(error(&found, &expected) < 1e-8);
+}
+
+#[test]
+fn modules_that_cannot_be_looked_at_are_refused() {
+    let of = |name: &str| {
+        let module = module(name);
+        let labels = Tensor::zeros([5], (Kind::Int64, Device::Cpu));
+        let examples = Examples::new(Tensor::ones([5, 4], (Kind::Float, Device::Cpu)), labels).unwrap();
+        let theta = module.theta().unwrap();
+        CurvatureOperator::of_module(&module, &theta, &examples, Loss::CrossEntropy, 1)
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(of("detached").contains("differentiably"));
+    assert!(of("not-finite").contains("not finite"));
 }
 
 #[test]

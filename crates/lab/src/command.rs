@@ -18,6 +18,8 @@ pub struct Flag {
     pub value_name: &'static str,
     /// What it does.
     pub help: &'static str,
+    /// Flags that say something else of the same thing: with one of them it is refused.
+    pub excludes: &'static [&'static str],
 }
 
 /// What every experiment's binary takes. Flags go over `--set`, `--set` over `--config`, `--config` over the preset.

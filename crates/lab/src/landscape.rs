@@ -14,17 +14,18 @@ use crate::command::Flag;
 use crate::curves::{Group, curve_panels, curve_table};
 use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
+use crate::module::{self, DATA, MODULE, Splits, file_name};
 use crate::run::Run;
 use crate::subject::{self, NETWORK, WEIGHTS};
 use crate::summary::{mean_number, subtitle};
-use crate::trial::{Both, SPLITS, Trained, Trial, evaluate_all_kept, stream_of, train_all};
+use crate::trial::{Both, OfSplit, SPLITS, Trained, Trial, evaluate_all_kept, stream_of, train_all};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
 use flatland_geometry::{Biases, Normalisation, Subspace, even_grid, random_direction};
 use flatland_network::snapshot::{from_ndarray, to_ndarray_stacked};
 use flatland_network::streams::{Purpose, stream};
-use flatland_network::{Evaluation, Network, OptimiserSettings, Training};
+use flatland_network::{Evaluation, Loss, Model, Network, OptimiserSettings, Training};
 use flatland_record::{
     Axis, Colour, Field, FieldLook, Figure, Marker, Panel, Series, Table, cells, npz, vtk,
 };
@@ -46,6 +47,8 @@ pub struct Settings {
     pub seed: u64,
     pub network: String,
     pub weights: Vec<String>,
+    pub module: String,
+    pub data: String,
     pub surfaces: Vec<Kind>,
     pub normalisation: Normalisation,
     pub biases: Biases,
@@ -115,6 +118,7 @@ const SURFACE: Flag = Flag {
     file: false,
     value_name: "NAME",
     help: "Surface to look at: line, plane, minima or pca; may be repeated [default: all that fit]",
+    excludes: &[],
 };
 
 /// Minima that a plane goes through.
@@ -159,6 +163,9 @@ struct Surface {
     /// Row by row, as [`Field`] has it.
     points: Vec<Both>,
     marks: Vec<Both>,
+    /// Without test examples there is nothing of them in tables and figures.
+    tested: bool,
+    loss: Loss,
 }
 
 /// One number read off a surface.
@@ -185,8 +192,9 @@ impl Experiment for Landscape {
   landscape --surface plane --set plane.points=51  the plane of two random directions alone
   landscape --weights model.safetensors           around a model of your own
   landscape --weights a.safetensors --weights b.safetensors --weights c.safetensors
+  landscape --module mine.pt --data mine.npz      a TorchScript module of your own, with data of your own
   landscape --resume                              after Ctrl-C or a crash: finished points are kept";
-    const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS, SURFACE];
+    const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS, MODULE, DATA, SURFACE];
     const SECONDS: &'static [(&'static str, f64)] = &[("paper", 750.), ("fine", 1150.), ("quick", 30.)];
     const PRESETS: &'static str = include_str!("../../../configs/landscape.toml");
     type Settings = Settings;
@@ -195,7 +203,8 @@ impl Experiment for Landscape {
         check_seeds(settings.seeds)?;
         settings.images.preparation().check()?;
         subject::network(&settings.network)?;
-        let given = settings.weights.len();
+        module::check(&settings.module, &settings.data, &settings.weights)?;
+        let given = settings.given();
         ensure!(
             [0, 1, MINIMA].contains(&given),
             "weights must be none, one file, or {MINIMA} (for the plane through {MINIMA} minima), found {given}"
@@ -208,11 +217,11 @@ impl Experiment for Landscape {
         }
         ensure!(
             given == 0 || !settings.surfaces.contains(&Kind::Pca),
-            "the surface pca needs a course of training, and weights given are not trained: leave out pca, or --weights"
+            "the surface pca needs a course of training, and a model given is not trained: leave out pca, or --weights and --module"
         );
         ensure!(
             given != 1 || !settings.surfaces.contains(&Kind::Minima),
-            "the surface minima goes through {MINIMA} minima, found one file of weights: give --weights {MINIMA} times"
+            "the surface minima goes through {MINIMA} minima, found one model: give --weights {MINIMA} times"
         );
         for (key, range) in [("line", settings.line), ("plane", settings.plane)] {
             even_grid(range.from, range.to, range.points).context(key)?;
@@ -240,22 +249,34 @@ impl Experiment for Landscape {
     }
 
     fn run(settings: &Settings, run: &Run) -> Result<ClosingTable> {
-        let network = subject::network(&settings.network)?;
-        // A file that is no model's is found out before anything is loaded or trained.
-        let given = settings.weights.iter().map(|path| subject::weights(&network, Path::new(path)));
-        let given = given.collect::<Result<Vec<Tensor>>>()?;
-        let images = Images::load(run, settings.dataset, subject::preparation(&network, &settings.images))?;
-        let subjects = subjects(settings, run, &network, &images, &given)?;
+        let (model, splits, subjects) = if settings.module.is_empty() {
+            let network = subject::network(&settings.network)?;
+            // A file that is no model's is found out before anything is loaded or trained.
+            let given = settings.weights.iter().map(|path| subject::weights(&network, Path::new(path)));
+            let given = given.collect::<Result<Vec<Tensor>>>()?;
+            let images =
+                Images::load(run, settings.dataset, subject::preparation(&network, &settings.images))?;
+            let subjects = if given.is_empty() {
+                trained_subjects(settings, run, &network, &images)?
+            } else {
+                given_subjects(settings, &given)
+            };
+            (Model::Network(network), Splits::of(&images), subjects)
+        } else {
+            let (module, splits) = module::load(run, &settings.module, &settings.data)?;
+            let subjects = given_subjects(settings, &[module.theta()?]);
+            (Model::Module(module), splits, subjects)
+        };
 
         let mut surfaces = Vec::new();
         for subject in &subjects {
             for kind in settings.wanted() {
                 // The plane through three given minima is the same in every repetition.
-                if kind == Kind::Minima && !settings.weights.is_empty() && subject.seed != settings.seed {
+                if kind == Kind::Minima && settings.given() > 0 && subject.seed != settings.seed {
                     continue;
                 }
-                let place = settings.place(run, &network, subject, kind)?;
-                surfaces.push(evaluate_surface(run, &network, &images, place)?);
+                let place = settings.place(run, &model, subject, kind)?;
+                surfaces.push(evaluate_surface(run, &model, &splits, place)?);
             }
         }
         run.write_table(
@@ -276,7 +297,7 @@ impl Experiment for Landscape {
         for surface in &surfaces {
             write_arrays(run, surface)?;
             if surface.place.seed == settings.seed {
-                draw(settings, run, &network, surface)?;
+                draw(settings, run, &model, surface)?;
             }
         }
         let measures = surfaces.iter().flat_map(Surface::measures).collect::<Vec<_>>();
@@ -292,6 +313,11 @@ fn check_points(key: &str, points: usize) -> Result<()> {
 }
 
 impl Settings {
+    /// How many models are given, and not trained.
+    fn given(&self) -> usize {
+        self.weights.len() + usize::from(!self.module.is_empty())
+    }
+
     /// The surfaces asked for, or all that fit what is looked at.
     fn wanted(&self) -> Vec<Kind> {
         if !self.surfaces.is_empty() {
@@ -299,8 +325,8 @@ impl Settings {
         }
         let fits = |kind: &Kind| match kind {
             Kind::Line | Kind::Plane => true,
-            Kind::Minima => self.weights.len() != 1,
-            Kind::Pca => self.weights.is_empty(),
+            Kind::Minima => self.given() != 1,
+            Kind::Pca => self.given() == 0,
         };
         Kind::ALL.into_iter().filter(fits).collect()
     }
@@ -327,7 +353,7 @@ impl Settings {
         seeds.into_iter().flat_map(|seed| (0..self.draws()).map(move |draw| trial(seed, draw))).collect()
     }
 
-    fn place(&self, run: &Run, network: &Network, subject: &Subject, kind: Kind) -> Result<Place> {
+    fn place(&self, run: &Run, model: &Model, subject: &Subject, kind: Kind) -> Result<Place> {
         let device = run.device.device;
         let thetas = subject.thetas.iter().map(|theta| Ok(theta.f_to_device(device)?));
         let thetas = thetas.collect::<Result<Vec<Tensor>>>()?;
@@ -339,7 +365,13 @@ impl Settings {
                     if kind == Kind::Line { (self.line, 0..1) } else { (self.plane, 1..3) };
                 let direction = |number: u32| {
                     let mut random = stream(seed, 0, number, Purpose::Direction);
-                    random_direction(network, &thetas[0], self.normalisation, self.biases, &mut random)
+                    random_direction(
+                        model.parameters(),
+                        &thetas[0],
+                        self.normalisation,
+                        self.biases,
+                        &mut random,
+                    )
                 };
                 let axes = numbers.map(direction).collect::<Result<Vec<_>, _>>()?;
                 let side = even_grid(range.from, range.to, range.points)?;
@@ -410,11 +442,12 @@ impl Settings {
         Ok(Place { kind: Kind::Pca, seed: subject.seed, subspace, x, y, marks, explained })
     }
 
-    fn subtitle(&self, run: &Run, network: &Network, more: &str) -> String {
-        let name = if network.name() == "lenet" { "LeNet" } else { network.name() };
-        let subject = format!("{name} on {}", self.dataset);
+    fn subtitle(&self, run: &Run, name: &str, more: &str) -> String {
+        let name = if name == "lenet" { "LeNet" } else { name };
+        let data = if self.data.is_empty() { self.dataset.to_string() } else { file_name(&self.data).into() };
+        let subject = format!("{name} on {data}");
         let first = if self.seeds > 1 { format!("shown: seed {} · ", self.seed) } else { String::new() };
-        let model = if self.weights.is_empty() {
+        let model = if self.given() == 0 {
             format!("{} epochs, batch {}", self.epochs, self.batch)
         } else {
             "weights given".to_owned()
@@ -437,22 +470,21 @@ fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)))
 }
 
-/// The models of each repetition: given, or trained.
-fn subjects(
+/// The same models in each repetition.
+fn given_subjects(settings: &Settings, given: &[Tensor]) -> Vec<Subject> {
+    let thetas = || given.iter().map(Tensor::shallow_clone).collect();
+    let seeds = Landscape::seeds(settings).into_iter();
+    seeds.map(|seed| Subject { seed, thetas: thetas(), snapshots: None }).collect()
+}
+
+/// The models of each repetition, trained.
+fn trained_subjects(
     settings: &Settings,
     run: &Run,
     network: &Network,
     images: &Images,
-    given: &[Tensor],
 ) -> Result<Vec<Subject>> {
     let seeds = Landscape::seeds(settings);
-    if !given.is_empty() {
-        let thetas = || given.iter().map(Tensor::shallow_clone).collect();
-        return Ok(seeds
-            .into_iter()
-            .map(|seed| Subject { seed, thetas: thetas(), snapshots: None })
-            .collect());
-    }
     let trials = settings.trials();
     let trained = train_all(run, std::slice::from_ref(network), &[images.share()], &trials)?;
     let keys =
@@ -478,11 +510,15 @@ fn training_figure(settings: &Settings, run: &Run, network: &Network, trained: &
     let curves = trained.iter().map(|one| one.curve.as_slice()).collect();
     let group = Group { name: network.name().to_owned(), colour: Colour::Blue, curves };
     let more = format!("{} models · train: mean over the epoch; test: after it", trained.len());
-    Figure::new("The models in training", settings.subtitle(run, network, &more), curve_panels(&[group]))
+    Figure::new(
+        "The models in training",
+        settings.subtitle(run, network.name(), &more),
+        curve_panels(&[group]),
+    )
 }
 
 /// The grid, then the marks. Finished passes are kept.
-fn evaluate_surface(run: &Run, network: &Network, images: &Images, place: Place) -> Result<Surface> {
+fn evaluate_surface(run: &Run, model: &Model, splits: &Splits, place: Place) -> Result<Surface> {
     struct Models {
         subspace: Subspace,
         marks: Vec<Tensor>,
@@ -512,9 +548,9 @@ fn evaluate_surface(run: &Run, network: &Network, images: &Images, place: Place)
     };
     let what = format!("{}, seed {}", place.kind, place.seed);
     let all = count + place.marks.len();
-    let mut points = evaluate_all_kept(run, &what, (network, images), all, context, theta, name)?;
+    let mut points = evaluate_all_kept(run, &what, (model, splits), all, context, theta, name)?;
     let marks = points.split_off(count);
-    Ok(Surface { place, points, marks })
+    Ok(Surface { place, points, marks, tested: splits.test.is_some(), loss: splits.loss })
 }
 
 /// A quantity of a surface: its name, unit included, and how to take it.
@@ -529,6 +565,28 @@ const QUANTITIES: [Quantity; 4] = [
 ];
 
 impl Surface {
+    /// Those that there are: of test examples and of classes only where there are any.
+    fn quantities(&self) -> Vec<Quantity> {
+        let classified = self.points.iter().any(|both| both.train.accuracy.is_some());
+        let there = |(name, _): &Quantity| {
+            (self.tested || name.starts_with("train")) && (classified || name.ends_with("loss"))
+        };
+        QUANTITIES.into_iter().filter(there).collect()
+    }
+
+    /// The splits that there are.
+    fn splits(&self) -> &'static [OfSplit] {
+        &SPLITS[..if self.tested { 2 } else { 1 }]
+    }
+
+    /// The loss's unit, as an axis, and as a column.
+    fn loss_words(&self) -> [&'static str; 3] {
+        match self.loss {
+            Loss::CrossEntropy => ["nats", "loss (nats)", "loss_nats"],
+            Loss::MeanSquaredError => ["squared units", "mean squared error", "mean_squared_error"],
+        }
+    }
+
     /// `[rows, columns]`.
     fn array(&self, of: fn(&Both) -> f64) -> Array2<f64> {
         let columns = self.place.x.len();
@@ -575,17 +633,18 @@ impl Surface {
 
     fn measures(&self) -> Vec<Measure> {
         let Place { kind, seed, .. } = self.place;
+        let [unit, ..] = self.loss_words();
         let mut measures = Vec::new();
         let mut add =
             |name, unit, split, value| measures.push(Measure { kind, seed, name, unit, split, value });
         let random = matches!(kind, Kind::Line | Kind::Plane);
         let distance = if random { "steps" } else { "distance in θ" };
         let losses: [Quantity; 2] = [("train", |both| both.train.loss), ("test", |both| both.test.loss)];
-        for (split, of) in losses {
+        for &(split, of) in &losses[..self.splits().len()] {
             let models: Vec<f64> = self.marks.iter().map(of).collect();
             match kind {
                 Kind::Line | Kind::Plane => {
-                    add("loss_at_model", "nats", split, Some(models[0]));
+                    add("loss_at_model", unit, split, Some(models[0]));
                     for (mean, most, radius) in
                         [("mean_rise_0.5", "largest_rise_0.5", 0.5), ("mean_rise_1", "largest_rise_1", 1.)]
                     {
@@ -603,29 +662,31 @@ impl Surface {
                                     .unwrap_or(f64::NAN),
                             )
                         };
-                        add(mean, "nats", split, around.as_ref().map(average));
-                        add(most, "nats", split, around.as_ref().map(largest));
+                        add(mean, unit, split, around.as_ref().map(average));
+                        add(most, unit, split, around.as_ref().map(largest));
                     }
                 }
                 Kind::Minima => {
                     let highest = models[..MINIMA].iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    add("loss_at_highest_minimum", "nats", split, Some(highest));
-                    add("centroid_rise", "nats", split, Some(models[MINIMA] - highest));
+                    add("loss_at_highest_minimum", unit, split, Some(highest));
+                    add("centroid_rise", unit, split, Some(models[MINIMA] - highest));
                 }
-                Kind::Pca => add("loss_at_end", "nats", split, models.last().copied()),
+                Kind::Pca => add("loss_at_end", unit, split, models.last().copied()),
             }
             let lowest = self.lowest(of);
-            add("lowest_loss", "nats", split, lowest.map(|(_, value)| value));
+            add("lowest_loss", unit, split, lowest.map(|(_, value)| value));
             if random {
                 add("lowest_from_model", distance, split, lowest.map(|([x, y], _)| x.hypot(y)));
             }
         }
-        let both: Vec<(f64, f64)> =
-            self.points.iter().map(|both| (both.train.loss, both.test.loss)).collect();
-        add("rank_correlation", "1", "both", rank_correlation(&both));
-        let [train, test] = losses.map(|(_, of)| self.lowest(of));
-        let apart = train.zip(test).map(|((a, _), (b, _))| (a[0] - b[0]).hypot(a[1] - b[1]));
-        add("lowest_apart", distance, "both", apart);
+        if self.tested {
+            let both: Vec<(f64, f64)> =
+                self.points.iter().map(|both| (both.train.loss, both.test.loss)).collect();
+            add("rank_correlation", "1", "both", rank_correlation(&both));
+            let [train, test] = losses.map(|(_, of)| self.lowest(of));
+            let apart = train.zip(test).map(|((a, _), (b, _))| (a[0] - b[0]).hypot(a[1] - b[1]));
+            add("lowest_apart", distance, "both", apart);
+        }
         if let Some([first, second]) = self.place.explained {
             add("explained_by_two", "1", "train", Some(first + second));
         }
@@ -645,14 +706,18 @@ fn between(places: &[f64], at: f64) -> Option<(usize, f64)> {
     Some((below, share.clamp(0., 1.)))
 }
 
+fn loss_column(surfaces: &[Surface]) -> &'static str {
+    surfaces.first().map_or("loss_nats", |surface| surface.loss_words()[2])
+}
+
 fn surface_table(surfaces: &[Surface]) -> Result<Table> {
-    let mut table = Table::new(&["surface", "seed", "x", "y", "split", "loss_nats", "accuracy"]);
+    let mut table = Table::new(&["surface", "seed", "x", "y", "split", loss_column(surfaces), "accuracy"]);
     for surface in surfaces {
         let Place { kind, seed, x, y, .. } = &surface.place;
         let places = y.iter().flat_map(|&y| x.iter().map(move |&x| (x, y)));
         for ((x, y), both) in places.zip(&surface.points) {
             let y = (!surface.is_line()).then_some(y);
-            for (split, of) in SPLITS {
+            for &(split, of) in surface.splits() {
                 let Evaluation { loss, accuracy } = of(both);
                 table.row(cells![kind.to_string(), *seed, x, y, split, loss, accuracy])?;
             }
@@ -662,12 +727,13 @@ fn surface_table(surfaces: &[Surface]) -> Result<Table> {
 }
 
 fn marks_table(surfaces: &[Surface]) -> Result<Table> {
-    let mut table = Table::new(&["surface", "seed", "mark", "x", "y", "split", "loss_nats", "accuracy"]);
+    let loss = loss_column(surfaces);
+    let mut table = Table::new(&["surface", "seed", "mark", "x", "y", "split", loss, "accuracy"]);
     for surface in surfaces {
         let Place { kind, seed, marks, .. } = &surface.place;
         for (mark, both) in marks.iter().zip(&surface.marks) {
             let y = (!surface.is_line()).then_some(mark.at[1]);
-            for (split, of) in SPLITS {
+            for &(split, of) in surface.splits() {
                 let Evaluation { loss, accuracy } = of(both);
                 let name = mark.name.as_str();
                 table.row(cells![kind.to_string(), *seed, name, mark.at[0], y, split, loss, accuracy])?;
@@ -705,7 +771,7 @@ fn measures_table(measures: &[Measure]) -> Result<Table> {
 fn write_arrays(run: &Run, surface: &Surface) -> Result<()> {
     let Place { kind, seed, x, y, .. } = &surface.place;
     let path = format!("surfaces/{kind}-seed{seed}");
-    let values = QUANTITIES.map(|(name, of)| (name, surface.array(of)));
+    let values: Vec<_> = surface.quantities().iter().map(|&(name, of)| (name, surface.array(of))).collect();
     let (x_array, y_array) = (Array1::from(x.clone()), Array1::from(y.clone()));
     let mut arrays: Vec<(&str, ArrayViewD<f64>)> = vec![("x", x_array.view().into_dyn())];
     if surface.is_line() {
@@ -717,8 +783,10 @@ fn write_arrays(run: &Run, surface: &Surface) -> Result<()> {
     arrays.extend(values.iter().map(|(name, array)| (*name, array.view().into_dyn())));
     run.write_file(&format!("{path}.npz"), &npz(&arrays)?, "the surface's arrays, for NumPy")?;
 
-    let logs = [("log10_train_loss", 0), ("log10_test_loss", 1)]
-        .map(|(name, index): (&str, usize)| (name, values[index].1.mapv(f64::log10)));
+    let logs: Vec<_> = [("log10_train_loss", 0), ("log10_test_loss", 1)][..surface.splits().len()]
+        .iter()
+        .map(|&(name, index): &(&str, usize)| (name, values[index].1.mapv(f64::log10)))
+        .collect();
     let height = relief(&logs[0].1, x[x.len() - 1] - x[0]);
     let scalars = values.iter().chain(&logs).map(|(name, array)| (*name, array.view().into_dyn()));
     let title = format!(
@@ -757,10 +825,11 @@ fn axes(place: &Place) -> [Axis; 2] {
     [Axis::linear(x), Axis::linear(y)]
 }
 
-fn draw(settings: &Settings, run: &Run, network: &Network, surface: &Surface) -> Result<()> {
+fn draw(settings: &Settings, run: &Run, model: &Model, surface: &Surface) -> Result<()> {
+    let name = model.name();
     let kind = surface.place.kind;
     if surface.is_line() {
-        let figure = line_figure(settings, run, network, surface);
+        let figure = line_figure(settings, run, name, surface);
         return run.write_figure("line", &figure, "loss and accuracy along a random direction");
     }
     let what = match kind {
@@ -768,29 +837,33 @@ fn draw(settings: &Settings, run: &Run, network: &Network, surface: &Surface) ->
         Kind::Pca => "the plane of the way of training",
         _ => "the plane of two random directions",
     };
-    run.write_figure(&kind.to_string(), &map_figure(settings, run, network, surface), what)?;
-    let figure = surface_figure(settings, run, network, surface);
+    run.write_figure(&kind.to_string(), &map_figure(settings, run, name, surface), what)?;
+    let figure = surface_figure(settings, run, name, surface);
     run.write_figure(&format!("{kind}_3d"), &figure, &format!("{what}, as a surface"))
 }
 
-fn line_figure(settings: &Settings, run: &Run, network: &Network, surface: &Surface) -> Figure {
+fn line_figure(settings: &Settings, run: &Run, name: &str, surface: &Surface) -> Figure {
     let [x, _] = axes(&surface.place);
-    let series = |(name, of): Quantity, scale: f64, colour: Colour| {
+    let mut panel = Panel::new("", x, Axis::log10(surface.loss_words()[1]));
+    for (quantity, of) in surface.quantities() {
+        let is_loss = quantity.ends_with("loss");
+        let (scale, colour) = if is_loss { (1., Colour::Blue) } else { (100., Colour::Vermillion) };
         let points = surface.place.x.iter().zip(&surface.points).map(|(x, both)| (*x, scale * of(both)));
-        Series::line(name.replace('_', " "), colour, points.collect())
-    };
-    let [train_loss, test_loss, train_accuracy, test_accuracy] = QUANTITIES;
-    let mut panel = Panel::new("", x, Axis::log10("loss (nats)"))
-        .with_right_axis(Axis::linear("accuracy (%)").with_range(0., 100.))
-        .with(series(train_loss, 1., Colour::Blue))
-        .with(series(test_loss, 1., Colour::Blue).dashed())
-        .with(series(train_accuracy, 100., Colour::Vermillion).on_right_axis())
-        .with(series(test_accuracy, 100., Colour::Vermillion).dashed().on_right_axis());
+        let mut series = Series::line(quantity.replace('_', " "), colour, points.collect());
+        if quantity.starts_with("test") {
+            series = series.dashed();
+        }
+        if !is_loss {
+            panel = panel.with_right_axis(Axis::linear("accuracy (%)").with_range(0., 100.));
+            series = series.on_right_axis();
+        }
+        panel = panel.with(series);
+    }
     for mark in &surface.place.marks {
         panel = panel.with_mark(mark.at[0], mark.name.clone());
     }
     let more = format!("a random direction, {}", settings.scaling());
-    Figure::new("The loss along a random direction", settings.subtitle(run, network, &more), vec![panel])
+    Figure::new("The loss along a random direction", settings.subtitle(run, name, &more), vec![panel])
 }
 
 /// Its title, and what its subtitle adds.
@@ -810,9 +883,9 @@ fn words(settings: &Settings, surface: &Surface) -> (&'static str, String) {
 }
 
 /// A panel for each quantity: train left, test right; loss above, accuracy below. Both splits share a scale.
-fn map_figure(settings: &Settings, run: &Run, network: &Network, surface: &Surface) -> Figure {
+fn map_figure(settings: &Settings, run: &Run, name: &str, surface: &Surface) -> Figure {
     let loss = loss_axis(surface);
-    let panels = QUANTITIES.into_iter().map(|quantity| {
+    let panels = surface.quantities().into_iter().map(|quantity| {
         let (scale, colours) = if quantity.0.ends_with("loss") {
             (1., loss.clone())
         } else {
@@ -824,14 +897,14 @@ fn map_figure(settings: &Settings, run: &Run, network: &Network, surface: &Surfa
         marks(surface).into_iter().fold(panel, Panel::with)
     });
     let (title, more) = words(settings, surface);
-    let figure = Figure::new(title, settings.subtitle(run, network, &more), panels.collect());
+    let figure = Figure::new(title, settings.subtitle(run, name, &more), panels.collect());
     // Frames are square, where both axes have one unit.
     Figure { columns: Some(2), panel_size: Some((560., 476.)), ..figure }
 }
 
-fn surface_figure(settings: &Settings, run: &Run, network: &Network, surface: &Surface) -> Figure {
+fn surface_figure(settings: &Settings, run: &Run, name: &str, surface: &Surface) -> Figure {
     let loss = loss_axis(surface);
-    let panels = QUANTITIES[..2].iter().map(|&quantity| {
+    let panels = QUANTITIES[..surface.splits().len()].iter().map(|&quantity| {
         let [x, y] = axes(&surface.place);
         let panel = Panel::new(quantity.0.replace('_', " "), x, y);
         panel.with_field(field(surface, quantity, 1., FieldLook::Surface), loss.clone())
@@ -842,7 +915,7 @@ fn surface_figure(settings: &Settings, run: &Run, network: &Network, surface: &S
     } else {
         "distances are those of θ's space".to_owned()
     };
-    let figure = Figure::new(title, settings.subtitle(run, network, &more), panels.collect());
+    let figure = Figure::new(title, settings.subtitle(run, name, &more), panels.collect());
     Figure { columns: Some(2), panel_size: Some((600., 480.)), ..figure }
 }
 
@@ -853,7 +926,7 @@ fn field(surface: &Surface, (_, of): Quantity, scale: f64, look: FieldLook) -> F
 
 /// Of both splits, so that colours compare.
 fn loss_axis(surface: &Surface) -> Axis {
-    let axis = Axis::log10("loss (nats)");
+    let axis = Axis::log10(surface.loss_words()[1]);
     let losses = surface.points.iter().flat_map(|both| [both.train.loss, both.test.loss]);
     let (low, high) = ends(losses.filter(|loss| loss.is_finite() && *loss > 0.));
     if low < high { axis.with_range(low, high) } else { axis }
@@ -1000,7 +1073,7 @@ mod tests {
         let marks = vec![Mark { name: "model".into(), at: [0., 0.], theta: theta.shallow_clone() }];
         let subspace = Subspace::new(&theta, &axes[..count]).unwrap();
         let place = Place { kind, seed: 0, subspace, x, y, marks, explained: None };
-        Surface { place, points, marks: vec![both(0., 0.)] }
+        Surface { place, points, marks: vec![both(0., 0.)], tested: true, loss: Loss::CrossEntropy }
     }
 
     fn value(measures: &[Measure], name: &str, split: &str) -> Option<f64> {

@@ -9,6 +9,7 @@ mod experiment;
 mod fitting;
 mod images;
 pub mod lab;
+mod module;
 mod parallel;
 mod progress;
 mod run;

@@ -30,6 +30,9 @@ pub enum SettingsError {
     /// `--set` without `=`.
     #[error("--set {0:?} is no KEY=VALUE, for instance --set epochs=5")]
     Assignment(String),
+    /// Two flags for one thing.
+    #[error("--{0} and --{1} cannot be given together")]
+    Together(&'static str, &'static str),
     /// A key that no setting has.
     #[error("unknown setting {key:?} in {source_name}{hint}; known here: {known}")]
     Key {
@@ -105,6 +108,13 @@ fn layers(arguments: &Arguments) -> Result<Vec<(Table, String)>, SettingsError> 
         layers.push((layer, source_name));
     }
     for (own, values) in &arguments.own {
+        let given = |name: &&&str| {
+            arguments.own.iter().any(|(other, _)| other.name == **name)
+                || **name == "dataset" && arguments.dataset.is_some()
+        };
+        if let Some(other) = own.excludes.iter().find(given) {
+            return Err(SettingsError::Together(own.name, other));
+        }
         let value = |given: &String| {
             let path = own.file.then(|| std::fs::canonicalize(given).ok()).flatten();
             path.map_or_else(|| given.clone(), |path| path.display().to_string())

@@ -96,6 +96,7 @@ impl Experiment for Simulate {
         file: false,
         value_name: "EXPR",
         help: "Function of x to fit, for instance 'sin(3*x)+x^2', in place of the preset's; may be repeated",
+        excludes: &[],
     }];
     const SECONDS: &'static [(&'static str, f64)] = &[("paper", 47.), ("notebook", 57.), ("quick", 3.)];
     const PRESETS: &'static str = include_str!("../../../configs/simulate.toml");

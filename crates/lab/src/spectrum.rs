@@ -10,12 +10,13 @@ use crate::command::Flag;
 use crate::curves::{Group, curve_panels, curve_table};
 use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
+use crate::module::{self, DATA, MODULE, Splits, file_name};
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
 use crate::run::{Numbers, Run, fingerprint};
 use crate::subject::{NETWORK, WEIGHTS, network, preparation, weights};
 use crate::summary::{series, short, subtitle, thousands};
-use crate::trial::{Trained, Trial, describe, train_all};
+use crate::trial::{Trained, Trial, describe_model, train_all};
 use crate::watched::Watched;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
@@ -24,7 +25,7 @@ use flatland_geometry::{
     Curvature, CurvatureError, CurvatureOperator, DensitySettings, EigenSettings, Quadrature, Symmetric,
     TraceEstimator, eigenpairs, spectral_density,
 };
-use flatland_network::{Examples, Loss, Network, OptimiserSettings, Training};
+use flatland_network::{Examples, Model, OptimiserSettings, Training};
 use flatland_record::{Axis, Colour, Figure, Marker, Panel, Series, Table, cells};
 use flatland_statistics::{Claim, LEVEL, Outcome, Rule, geometric_mean_interval, mean_interval};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub seed: u64,
     pub network: String,
     pub weights: Vec<String>,
+    pub module: String,
+    pub data: String,
     pub epochs: u32,
     pub batch: i64,
     pub lr: f64,
@@ -153,14 +156,16 @@ impl Experiment for Spectrum {
   spectrum --set examples=0                                over all 60,000 training images
   spectrum --set matrix=gauss-newton                       the part that is never negative
   spectrum --network 784-100-10 --weights mine.safetensors weights of your own
+  spectrum --module mine.pt --data mine.npz                a TorchScript module of your own, with data of your own
   spectrum --resume                                        after Ctrl-C or a crash";
-    const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS];
+    const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS, MODULE, DATA];
     const SECONDS: &'static [(&'static str, f64)] = &[("paper", 240.), ("quick", 20.)];
     const PRESETS: &'static str = include_str!("../../../configs/spectrum.toml");
     type Settings = Settings;
 
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
+        module::check(&settings.module, &settings.data, &settings.weights)?;
         let network = network(&settings.network)?;
         let preparation = preparation(&network, &settings.images);
         preparation.check()?;
@@ -174,13 +179,7 @@ impl Experiment for Spectrum {
             settings.epochs,
             settings.at
         );
-        let (count, wanted) = (network.count() as usize, settings.largest + settings.smallest);
-        ensure!(
-            settings.largest >= 1 && wanted <= count,
-            "largest must be at least 1, and with smallest at most the network's {count} parameters, found {} and {}",
-            settings.largest,
-            settings.smallest
-        );
+        settings.check_count(if settings.module.is_empty() { network.count() } else { i64::MAX })?;
         let positive = [
             ("tolerance", settings.tolerance),
             ("trace_error", settings.trace_error),
@@ -207,23 +206,27 @@ impl Experiment for Spectrum {
     }
 
     fn seeds(settings: &Settings) -> Vec<u64> {
-        if settings.weights.is_empty() {
-            seeds_from(settings.seed, settings.seeds)
-        } else {
-            vec![settings.seed]
-        }
+        if settings.trains() { seeds_from(settings.seed, settings.seeds) } else { vec![settings.seed] }
     }
 
     fn run(settings: &Settings, run: &Run) -> Result<ClosingTable> {
-        let network = network(&settings.network)?;
-        // Read first: a file that does not fit is no reason to load anything.
-        let own = settings.weights.iter().map(|file| Ok((file.clone(), weights(&network, Path::new(file))?)));
-        let own: Vec<(String, Tensor)> = own.collect::<Result<_>>()?;
-        let images = [Images::load(run, settings.dataset, preparation(&network, &settings.images))?];
-
-        let trials = if own.is_empty() { settings.trials() } else { Vec::new() };
-        let trained = train_all(run, std::slice::from_ref(&network), &images, &trials)?;
-        let places = places(settings, &trials, &trained, own)?;
+        let trials = if settings.trains() { settings.trials() } else { Vec::new() };
+        let (model, splits, trained, places) = if settings.module.is_empty() {
+            let network = network(&settings.network)?;
+            // Read first: a file that does not fit is no reason to load anything.
+            let own =
+                settings.weights.iter().map(|file| Ok((file.clone(), weights(&network, Path::new(file))?)));
+            let own: Vec<(String, Tensor)> = own.collect::<Result<_>>()?;
+            let images = [Images::load(run, settings.dataset, preparation(&network, &settings.images))?];
+            let trained = train_all(run, std::slice::from_ref(&network), &images, &trials)?;
+            let places = places(settings, &trials, &trained, own)?;
+            (Model::Network(network), Splits::of(&images[0]), trained, places)
+        } else {
+            let (module, splits) = module::load(run, &settings.module, &settings.data)?;
+            settings.check_count(module.count())?;
+            let own = vec![(file_name(&settings.module).to_owned(), module.theta()?)];
+            (Model::Module(module), splits, Vec::new(), places(settings, &[], &[], own)?)
+        };
         if !trained.is_empty() {
             let keys = trials.iter().map(|trial| cells![trial.seed].to_vec());
             let curves = trained.iter().map(|one| one.curve.as_slice());
@@ -235,7 +238,7 @@ impl Experiment for Spectrum {
             run.write_figure("training", &training_figure(settings, run, &trained), "training curves")?;
         }
 
-        let found = measure(settings, run, &network, &images[0], &places)?;
+        let found = measure(settings, run, &model, &splits, &places)?;
         run.write_table(
             "eigenvalues",
             &eigenvalue_table(settings, &places, &found)?,
@@ -262,11 +265,11 @@ impl Experiment for Spectrum {
             &density_figure(settings, run, &places, &curves),
             "spectral density at the end",
         )?;
-        if settings.weights.is_empty() && settings.at.len() > 1 {
+        if settings.trains() && settings.at.len() > 1 {
             let figure = along_figure(settings, run, &places, &found);
             run.write_figure("along", &figure, "ends and trace of the spectrum along training")?;
         }
-        if settings.weights.is_empty() {
+        if settings.trains() {
             run.write_claims(judge(settings, &places, &found))?;
         }
         Ok(closing_table(settings, &places, &found))
@@ -274,6 +277,20 @@ impl Experiment for Spectrum {
 }
 
 impl Settings {
+    /// Or it looks at what is given.
+    fn trains(&self) -> bool {
+        self.weights.is_empty() && self.module.is_empty()
+    }
+
+    fn check_count(&self, parameters: i64) -> Result<()> {
+        let (largest, smallest) = (self.largest, self.smallest);
+        ensure!(
+            largest >= 1 && largest.saturating_add(smallest) as u64 <= parameters as u64,
+            "largest must be at least 1, and with smallest at most the model's {parameters} parameters, found {largest} and {smallest}"
+        );
+        Ok(())
+    }
+
     fn optimiser(&self) -> OptimiserSettings {
         let Self { lr, momentum, nesterov, weight_decay, .. } = *self;
         OptimiserSettings::Sgd { lr, momentum, nesterov, weight_decay }
@@ -313,10 +330,16 @@ impl Settings {
     }
 
     fn subtitle(&self, run: &Run, more: &str) -> String {
-        let name = if self.network == "lenet" { "LeNet" } else { &self.network };
-        let subject = format!("{name} on {}", self.dataset);
         let examples = if self.examples == 0 { "all".to_owned() } else { thousands(self.examples as i64) };
-        let more = format!("{}, {examples} training images{more}", self.matrix.name());
+        let (subject, examples) = if self.module.is_empty() {
+            let name = if self.network == "lenet" { "LeNet" } else { &self.network };
+            (format!("{name} on {}", self.dataset), format!("{examples} training images"))
+        } else {
+            let most = if self.examples == 0 { "" } else { "at most " };
+            let subject = format!("{} on {}", file_name(&self.module), file_name(&self.data));
+            (subject, format!("{most}{examples} training examples"))
+        };
+        let more = format!("{}, {examples}{more}", self.matrix.name());
         subtitle::<Spectrum>(self, run, &subject, &more)
     }
 }
@@ -352,28 +375,28 @@ fn places(
 fn measure(
     settings: &Settings,
     run: &Run,
-    network: &Network,
-    images: &Images,
+    model: &Model,
+    splits: &Splits,
     places: &[Place],
 ) -> Result<Vec<Found>> {
     let stage = run.progress.stage("spectrum", places.len() as u64);
     let device = run.device.device;
-    let count = settings.measured(&images.train);
+    let count = settings.measured(&splits.train);
     let thetas = || places.iter().map(|one| Ok(one.theta.f_to_device(device)?)).collect::<Result<Vec<_>>>();
-    let contexts = run.contexts(places.len(), || Ok((images.share(), thetas()?)))?;
+    let contexts = run.contexts(places.len(), || Ok((model.again()?, splits.share(), thetas()?)))?;
     let threads = (run.workers / contexts.len().max(1)).max(1);
     // Without their θ, which threads cannot share.
     let mut jobs: Vec<(usize, String, bool)> =
         places.iter().enumerate().map(|(index, place)| (index, place.name(), place.last)).collect();
     // The longest first: those with a density.
     jobs.sort_by_key(|(_, _, last)| !last);
-    let mut measured = in_parallel(contexts, &jobs, |(images, thetas), (index, name, last)| {
-        let theta = &thetas[*index];
+    let mut measured = in_parallel(contexts, &jobs, |(model, splits, thetas), (index, name, last)| {
+        let (model, theta) = (&*model, &thetas[*index]);
         let content = serde_json::json!({
             "what": "spectrum",
-            "network": describe(network),
+            "network": describe_model(model),
             "theta": fingerprint(theta)?,
-            "prepared": images.prepared,
+            "prepared": splits.prepared,
             "examples": count,
             "matrix": settings.matrix,
             "eigen": [settings.largest, settings.smallest, settings.block, settings.products],
@@ -384,9 +407,15 @@ fn measure(
         });
         let numbers = run.kept(&content, || {
             let measured = || {
-                let examples = images.train.first(count)?;
-                let loss = Loss::CrossEntropy;
-                let operator = CurvatureOperator::with_threads(network, theta, &examples, loss, threads)?;
+                let (examples, loss) = (splits.train.first(count)?, splits.loss);
+                let operator = match model {
+                    Model::Network(network) => {
+                        CurvatureOperator::with_threads(network, theta, &examples, loss, threads)
+                    }
+                    Model::Module(module) => {
+                        CurvatureOperator::of_module(module, theta, &examples, loss, threads)
+                    }
+                }?;
                 let matrix = operator.of(settings.matrix.curvature());
                 numbers(settings, &Watched { matrix: &matrix, run }, (name, *last), &stage)
             };

@@ -16,6 +16,7 @@ pub const NETWORK: Flag = Flag {
     file: false,
     value_name: "NAME",
     help: "Network: lenet, or the widths of a dense one with ReLU, for instance 784-100-10",
+    excludes: &[],
 };
 
 /// `--weights`, for the key `weights`.
@@ -26,6 +27,7 @@ pub const WEIGHTS: Flag = Flag {
     file: true,
     value_name: "FILE",
     help: "Weights of your own, a .safetensors file from PyTorch or from a run here, in place of training; may be repeated",
+    excludes: &[],
 };
 
 /// Classes of every data set here.
@@ -67,14 +69,15 @@ pub fn weights(network: &Network, path: &Path) -> Result<Tensor> {
     let theta = from_safetensors(network, &bytes)
         .with_context(|| format!("cannot use the weights {}", path.display()))?
         .f_to_kind(Kind::Float)?;
-    let finite = theta.f_isfinite()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-    ensure!(
-        finite == network.count(),
-        "the weights {} hold {} numbers that are not finite (NaN or infinite)",
-        path.display(),
-        network.count() - finite
-    );
+    check_finite(&theta, &format!("the weights {} hold", path.display()))?;
     Ok(theta)
+}
+
+/// Refuses NaN and infinity; `what` is for the sentence.
+pub fn check_finite(numbers: &Tensor, what: &str) -> Result<()> {
+    let count = numbers.numel() as i64 - numbers.f_isfinite()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+    ensure!(count == 0, "{what} {count} numbers that are not finite (NaN or infinite)");
+    Ok(())
 }
 
 #[cfg(test)]

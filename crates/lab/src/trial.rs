@@ -1,6 +1,7 @@
 //! A trial: one classifier trained from one seed, kept by its content so that no run trains it twice.
 
 use crate::images::Images;
+use crate::module::Splits;
 use crate::parallel::in_parallel;
 use crate::progress::Stage;
 use crate::run::{Numbers, Run, fingerprint};
@@ -8,8 +9,8 @@ use crate::stacks::{fastest_rows, stacks};
 use anyhow::{Context, Result, ensure};
 use flatland_network::snapshot::{Checkpoint, tensors_from_bytes, tensors_to_bytes, to_safetensors};
 use flatland_network::{
-    Epoch, Evaluation, Loss, Network, Optimiser, OptimiserSettings, StackedTraining, Training, evaluate,
-    evaluate_many, initialise,
+    Epoch, Evaluation, Examples, Loss, Model, Network, Optimiser, OptimiserSettings, StackedTraining,
+    Training, evaluate, evaluate_many, initialise,
 };
 use flatland_record::{sha256_hex, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -76,10 +77,11 @@ pub struct Both {
     pub test: Evaluation,
 }
 
-/// The splits' names, and how to take a split's value.
-#[allow(clippy::type_complexity)] // A name for the pair would say no more.
-pub const SPLITS: [(&str, fn(&Both) -> Evaluation); 2] =
-    [("train", |both| both.train), ("test", |both| both.test)];
+/// A split's name, and how to take its value.
+pub type OfSplit = (&'static str, fn(&Both) -> Evaluation);
+
+/// Both splits.
+pub const SPLITS: [OfSplit; 2] = [("train", |both| both.train), ("test", |both| both.test)];
 
 /// A finished trial.
 #[derive(Debug)]
@@ -173,14 +175,22 @@ pub fn evaluate_all<C: Send>(
 ) -> Result<Vec<Both>> {
     // Small enough for the workers to end together.
     let together = (count / (8 * run.workers)).clamp(1, MOST_TOGETHER);
-    evaluate_passes(run, what, subject, (count, together), context, theta, name, evaluate_stack)
+    let (network, images) = subject;
+    let context = || Ok((images.share(), context()?));
+    let theta = |(_, context): &(Images, C), index: usize| theta(context, index);
+    evaluate_passes(run, what, (count, together), context, theta, name, |(images, _), thetas| {
+        let on = |examples| evaluate_many(network, thetas, examples, Loss::CrossEntropy);
+        let (train, test) = (on(&images.train)?, on(&images.test)?);
+        Ok(train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect())
+    })
 }
 
-/// The same, and keeps each pass in the run's folder, by its θ, to the last bit: a resumed run computes none of them again.
+/// The same of any model, and keeps each pass in the run's folder, by its θ, to the last bit: a resumed run computes none of them again.
+/// Without test examples, their loss is NaN.
 pub fn evaluate_all_kept<C: Send>(
     run: &Run,
     what: &str,
-    subject: (&Network, &Images),
+    (model, splits): (&Model, &Splits),
     count: usize,
     context: impl Fn() -> Result<C>,
     theta: impl Fn(&C, usize) -> Result<Tensor> + Sync,
@@ -188,45 +198,48 @@ pub fn evaluate_all_kept<C: Send>(
 ) -> Result<Vec<Both>> {
     // Whatever the number of workers, so that a run may go on with another.
     let together = count.div_ceil(32).clamp(1, MOST_TOGETHER);
-    evaluate_passes(run, what, subject, (count, together), context, theta, name, |network, thetas, images| {
+    let described = describe_model(model);
+    let context = || Ok((model.again()?, splits.share(), context()?));
+    let theta = |(_, _, context): &(Model, Splits, C), index: usize| theta(context, index);
+    evaluate_passes(run, what, (count, together), context, theta, name, |(model, splits, _), thetas| {
         let content = serde_json::json!({
             "evaluation": fingerprint(thetas)?,
-            "network": describe(network),
-            "prepared": images.prepared,
-            "train": images.train.count(),
-            "test": images.test.count(),
+            "network": described,
+            "prepared": splits.prepared,
+            "train": splits.train.count(),
+            "test": splits.test.as_ref().map(Examples::count),
         });
-        let numbers = run.kept(&content, || both_to_numbers(&evaluate_stack(network, thetas, images)?))?;
+        let numbers = run.kept(&content, || {
+            let train = model.evaluate_many(thetas, &splits.train, splits.loss)?;
+            let test = match &splits.test {
+                Some(test) => model.evaluate_many(thetas, test, splits.loss)?,
+                None => vec![Evaluation { loss: f64::NAN, accuracy: None }; train.len()],
+            };
+            let both: Vec<Both> =
+                train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect();
+            both_to_numbers(&both)
+        })?;
         both_from_numbers(&numbers, thetas.size()[0] as usize)
     })
 }
 
-/// Evaluates each row of θ `[M, P]` on both splits.
-fn evaluate_stack(network: &Network, thetas: &Tensor, images: &Images) -> Result<Vec<Both>> {
-    let on = |examples| evaluate_many(network, thetas, examples, Loss::CrossEntropy);
-    let (train, test) = (on(&images.train)?, on(&images.test)?);
-    Ok(train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect())
-}
-
-#[allow(clippy::too_many_arguments)] // the two above, which say what they are
 fn evaluate_passes<C: Send>(
     run: &Run,
     what: &str,
-    (network, images): (&Network, &Images),
     (count, together): (usize, usize),
     context: impl Fn() -> Result<C>,
     theta: impl Fn(&C, usize) -> Result<Tensor> + Sync,
     name: impl Fn(usize) -> String + Sync,
-    evaluate: impl Fn(&Network, &Tensor, &Images) -> Result<Vec<Both>> + Sync,
+    evaluate: impl Fn(&mut C, &Tensor) -> Result<Vec<Both>> + Sync,
 ) -> Result<Vec<Both>> {
     let all: Vec<usize> = (0..count).collect();
     let jobs: Vec<&[usize]> = all.chunks(together).collect();
     let stage = run.progress.stage(what, count as u64);
-    let contexts = run.contexts(jobs.len(), || Ok((images.share(), context()?)))?;
-    let evaluated = in_parallel(contexts, &jobs, |(images, context), job| {
+    let contexts = run.contexts(jobs.len(), context)?;
+    let evaluated = in_parallel(contexts, &jobs, |context, job| {
         run.check_interrupted()?;
         let thetas = job.iter().map(|&index| theta(context, index)).collect::<Result<Vec<_>>>()?;
-        let both = evaluate(network, &Tensor::f_stack(&thetas, 0)?, images)?;
+        let both = evaluate(context, &Tensor::f_stack(&thetas, 0)?)?;
         stage.advance(job.len() as u64, name(job[job.len() - 1]));
         Ok(both)
     })?;
@@ -435,6 +448,14 @@ fn key(run: &Run, network: &Network, images: &Images, trial: &Trial) -> Result<S
 pub fn describe(network: &Network) -> serde_json::Value {
     // Layers, shapes and activations.
     serde_json::json!(format!("{network:?}"))
+}
+
+/// The same of either; the checksum of a module's file is in every key.
+pub fn describe_model(model: &Model) -> serde_json::Value {
+    match model {
+        Model::Network(network) => describe(network),
+        Model::Module(module) => module.name().into(),
+    }
 }
 
 /// Where a trial is kept.
@@ -724,8 +745,8 @@ pub(crate) mod tests {
         let run = run(folder.path());
         let evaluate = || {
             let thetas = |(): &(), index| Ok(theta(index)?);
-            evaluate_all_kept(&run, "test", (network, &images), 70, || Ok(()), thetas, |_| String::new())
-                .unwrap()
+            let subject = (&Model::Network(network.clone()), &Splits::of(&images));
+            evaluate_all_kept(&run, "test", subject, 70, || Ok(()), thetas, |_| String::new()).unwrap()
         };
         let first = evaluate();
         for (index, both) in first.iter().enumerate() {

@@ -36,9 +36,24 @@ pub enum NetworkError {
         /// What is missing, superfluous or of another shape.
         reason: String,
     },
+    /// A TorchScript module that cannot be used.
+    #[error("the module {name}: {reason}")]
+    Module {
+        /// Its file.
+        name: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// libtorch refused an operation.
     #[error("libtorch: {}", first_line(.0))]
-    Torch(#[from] tch::TchError),
+    Torch(tch::TchError),
+}
+
+/// Not by `#[from]`, which makes of it a source too: whoever prints the chain would say it twice, and the backtrace with it.
+impl From<tch::TchError> for NetworkError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error)
+    }
 }
 
 /// libtorch appends its C++ backtrace to every message; the first line says what happened.

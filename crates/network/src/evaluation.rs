@@ -101,17 +101,17 @@ pub fn evaluate_many(
 
 /// Summed loss and hits of a chunk.
 #[derive(Clone, Copy)]
-struct Sums {
-    loss: f64,
-    hits: Option<i64>,
+pub(crate) struct Sums {
+    pub loss: f64,
+    pub hits: Option<i64>,
 }
 
 impl Sums {
-    fn plus(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         Self { loss: self.loss + other.loss, hits: self.hits.zip(other.hits).map(|(a, b)| a + b) }
     }
 
-    fn mean(self, examples: &Examples) -> Evaluation {
+    pub fn mean(self, examples: &Examples) -> Evaluation {
         let count = examples.count() as f64;
         Evaluation { loss: self.loss / count, accuracy: self.hits.map(|hits| hits as f64 / count) }
     }
