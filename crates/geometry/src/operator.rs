@@ -6,6 +6,7 @@
 //! The examples go through in pieces of a fixed size, and their sums are added in a fixed order: the numbers do not depend on the number
 //! of threads, and the same product comes out the same, bit for bit. `⟨u, H v⟩` and `⟨v, H u⟩` differ by rounding only.
 
+use flatland_network::graph::backward;
 use flatland_network::{
     Curvature, Directions, Examples, Linearised, Loss, Model, Module, Network, NetworkError, Products, flat,
 };
@@ -510,12 +511,12 @@ impl Share {
 
 /// With respect to θ's parts, as one vector.
 fn derivative(of: &Tensor, by: &[Tensor], keep: bool, create: bool) -> Result<Tensor, CurvatureError> {
-    Ok(flat(&Tensor::f_run_backward(&[of], by, keep, create)?, by)?)
+    Ok(flat(&backward(&[of], by, keep, create)?, by)?)
 }
 
 /// With respect to one tensor, in its shape; the graph is kept.
 fn derivative_by(of: &Tensor, by: &Tensor, create: bool) -> Result<Tensor, CurvatureError> {
-    let mut found = Tensor::f_run_backward(&[of], &[by], true, create)?;
+    let mut found = backward(&[of], &[by], true, create)?;
     let found = found.pop().filter(Tensor::defined);
     Ok(found.ok_or_else(|| NetworkError::Setting("libtorch returned no derivative".into()))?)
 }

@@ -16,7 +16,7 @@ use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
 
 /// `c10::cuda::CUDAStream`: a device of two bytes, and a number.
 #[repr(C)]
@@ -119,11 +119,11 @@ pub fn backward<A: Borrow<Tensor>, B: Borrow<Tensor>>(
     by: &[B],
     keep_graph: bool,
     create_graph: bool,
-) -> Result<Vec<Tensor>> {
+) -> Result<Vec<Tensor>, TchError> {
     let on_gpu = matches!(of.first().map(|of| of.borrow().device()), Some(Device::Cuda(_)));
     let _shared =
         (on_gpu && !RECORDS.get()).then(|| GRADIENTS.read().unwrap_or_else(PoisonError::into_inner));
-    Ok(Tensor::f_run_backward(of, by, keep_graph, create_graph)?)
+    Tensor::f_run_backward(of, by, keep_graph, create_graph)
 }
 
 /// While it lives, this thread's libtorch computes on a stream that can be recorded.

@@ -1,7 +1,7 @@
 //! A model of the user's own: a TorchScript module as a function of one flat θ.
 
 use crate::evaluation::Sums;
-use crate::{Evaluation, Examples, Loss, Network, NetworkError, Parameter, Result};
+use crate::{Evaluation, Examples, Loss, Network, NetworkError, Parameter, Result, graph};
 use std::sync::Arc;
 use tch::{CModule, Device, Kind, TchError, Tensor};
 
@@ -187,7 +187,7 @@ impl Module {
                 return Err(self.not_differentiable());
             }
             let share = length as f64 / examples.count() as f64;
-            let gradients = Tensor::f_run_backward(&[mean.f_mul_scalar(share)?], &self.leaves, false, false)
+            let gradients = graph::backward(&[mean.f_mul_scalar(share)?], &self.leaves, false, false)
                 .map_err(|error| self.refuse(format!("its loss has no gradient: {}", cause(&error))))?;
             let gradient = flat(&gradients, &self.leaves)?;
             all = Some(match all {
