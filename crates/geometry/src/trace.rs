@@ -155,20 +155,20 @@ pub fn hutch_plus_plus(
 
 /// XTrace with `products` products, half of them for the sketch.
 ///
-/// The standard error is √2 times the spread of the n estimates over √n. Without the √2 (Epperly et al., section 1.3) it is too small: each
-/// probe is in the sketch of all the others, so that the estimates are not independent. What is left of one after its sketch is the mean
-/// of a function of pairs of probes whose mean over either is nought, and the variance of such a U-statistic is twice what the spread of
-/// its n parts says (Hoeffding 1948).
+/// The standard error is √2 times the spread of the n estimates over √n; Epperly et al. (section 1.3) leave out the √2. Each probe is also in
+/// the sketch of all the others, so the estimates depend on each other. Where an estimate's error is mostly its own probe's, as with a
+/// flat spectrum, they hardly do and √2 is too cautious; where it is mostly one of pairs of probes, as with a spectrum that falls
+/// fast, the variance is about twice what the spread says (that of a degenerate U-statistic of order two, Hoeffding 1948).
 ///
 /// # Errors
-/// [`CurvatureError::Count`] for fewer than 4 products, and those of the products.
+/// [`CurvatureError::Count`] for fewer than 6 products, and those of the products.
 #[allow(clippy::many_single_char_names)] // the paper's
 pub fn xtrace(
     operator: &dyn Symmetric,
     products: usize,
     seed: u64,
 ) -> Result<TraceEstimates, CurvatureError> {
-    check_count(products, 4)?;
+    check_count(products, 6)?;
     let (_, device) = operator.options();
     let dimension = operator.dimension() as usize;
     let size = (products / 2).min(dimension);
@@ -317,7 +317,7 @@ mod tests {
         let identity = Matrix(Tensor::eye(30, (Kind::Double, Device::Cpu)) * 2.);
         let found = hutchinson(&identity, 0.01, 100, 0, &|_| true).unwrap();
         assert_eq!((found.trace.value, found.trace.standard_error, found.trace.products), (60., 0., 16));
-        assert!(hutchinson(&a, 0.1, 0, 0, &|_| true).is_err() && xtrace(&a, 3, 0).is_err());
+        assert!(hutchinson(&a, 0.1, 0, 0, &|_| true).is_err() && xtrace(&a, 5, 0).is_err());
         assert!(matches!(hutchinson(&a, 0.1, 9, 0, &|_| false), Err(CurvatureError::Stopped)));
     }
 }

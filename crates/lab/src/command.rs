@@ -70,7 +70,7 @@ pub struct Arguments {
     #[arg(long, default_value = "outputs", value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Trials side by side, on the CPU with one thread each; results do not depend on it [default: one per core; on a GPU 1]
+    /// Trials side by side, on the CPU with one thread each; results do not depend on it there [default: one per core; on a GPU 1]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 

@@ -33,6 +33,8 @@ pub(crate) const INTERRUPTED: u8 = 75;
 /// Trials side by side on a GPU, where `--workers` says nothing. Four were faster on an H100 (small nets 2.3 times), but libtorch
 /// failed in one of 18 runs; what is done about it (`network::graph::backward`) came after the last hour with a card.
 const GPU_WORKERS: usize = 1;
+/// libtorch has 32 streams to compute on.
+const MOST_GPU_WORKERS: usize = 16;
 
 /// One experiment: what it is called, what may be set, and how it runs.
 pub trait Experiment {
@@ -137,6 +139,11 @@ fn run<E: Experiment>(arguments: &Arguments) -> Ending {
         Ok(Prepared::Finished(folder)) => Ending { code: OK, folder: Some(folder) },
         Ok(Prepared::Ready(settings, run)) => {
             let code = execute::<E>(&settings, &run);
+            if let Some(reason) = flatland_network::graph::refused() {
+                run.progress.note(&format!(
+                    "training was slower than it could be, its steps were not recorded: {reason}"
+                ));
+            }
             Ending { code, folder: Some(run.folder.path().to_path_buf()) }
         }
         Err((error, code)) => {
@@ -195,10 +202,13 @@ fn prepare<E: Experiment>(arguments: &Arguments) -> Result<Prepared<E::Settings>
             "--precision tf32 is for GPUs, and this run is on the CPU{reason}: leave it out, or give --device cuda"
         )));
     }
+    if device.device != Device::Cpu && arguments.workers.is_some_and(|workers| workers > MOST_GPU_WORKERS) {
+        return Err(usage(anyhow::anyhow!("on a GPU --workers must be at most {MOST_GPU_WORKERS}")));
+    }
     let failed = |error: anyhow::Error| (error, FAILED);
     if device.device != Device::Cpu {
         set_precision(precision).map_err(|error| failed(error.into()))?;
-        // A resumed run must go the way that an uninterrupted one goes.
+        // Else two runs of one seed part after a few hundred steps.
         set_deterministic(true).map_err(|error| failed(error.into()))?;
     }
     if arguments.resume && arguments.all {

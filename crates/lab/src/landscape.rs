@@ -450,7 +450,7 @@ impl Settings {
         let model = if self.given() == 0 {
             format!("{} epochs, batch {}", self.epochs, self.batch)
         } else {
-            "weights given".to_owned()
+            if self.module.is_empty() { "weights given" } else { "module given" }.to_owned()
         };
         subtitle::<Landscape>(self, run, &subject, &format!("{first}{model} · {more}"))
     }

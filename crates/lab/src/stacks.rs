@@ -109,8 +109,8 @@ fn fastest(most: usize, mut seconds: impl FnMut(usize) -> Result<f64>) -> Result
     Ok(rows)
 }
 
-/// Steps that are timed together.
-const STEPS: i64 = 8;
+/// Steps that are timed together: enough for a GPU's to be recorded, as they are in training.
+const STEPS: i64 = 24;
 /// So many times, after a first that the device warms up with; the fastest counts.
 const TIMES: usize = 3;
 

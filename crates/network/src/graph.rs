@@ -4,8 +4,10 @@
 //! libtorch's own `CUDAGraph` throws, and keeps memory of its own for as long as it lives. Here CUDA's C interface records the work of
 //! a stream that libtorch computes on meanwhile. What is recorded allocates and frees on that stream alone, and libtorch gives a freed
 //! block only to the stream that it came from: until that stream allocates again, a replay owns its memory. Hence the rules for
-//! callers: a [`Graph`] is for one loop and lives no longer, the loop computes on its [`Recorder`]'s stream, and whatever it
-//! allocates between replays is used up before the next.
+//! callers: a [`Graph`] is for one loop and lives no longer, the loop computes on its [`Recorder`]'s stream, and all that it keeps is
+//! made before the recording: what it asks for between replays may lie in their memory, and is used up before the next. (Broken once,
+//! with Adam's corrections: fits stood still and then became NaN.) One thing this does not guard against: where the card is full,
+//! libtorch gives freed blocks of all streams back to the driver, so another thread's allocation could take a replay's memory away.
 
 use crate::{NetworkError, Result};
 use libloading::os::unix::{Library, Symbol};
@@ -13,8 +15,8 @@ use std::borrow::Borrow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_ulonglong, c_void};
+use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
 use tch::{Device, TchError, Tensor};
 
@@ -80,7 +82,7 @@ impl Interface {
         }
     }
 
-    /// CUDA's words for a status that is not success.
+    /// Success, or CUDA's words.
     fn check(&self, what: &str, status: c_int) -> Result<()> {
         if status == 0 {
             return Ok(());
@@ -89,12 +91,28 @@ impl Interface {
         let text = unsafe { CStr::from_ptr((self.describe)(status)) }.to_string_lossy().into_owned();
         Err(NetworkError::Setting(format!("CUDA: {what}: {text}")))
     }
+
+    /// Whether it is success; else nothing is recorded any more in this process.
+    fn allowed(&self, what: &str, status: c_int) -> bool {
+        self.check(what, status)
+            .map_err(|error| {
+                // Not kept for libtorch's next call, which would report it as its own.
+                unsafe { (self.last_error)() };
+                REFUSED.set(error.to_string())
+            })
+            .is_ok()
+    }
 }
 
-/// Set once a recording failed: the rest of the process computes without.
-static REFUSED: AtomicBool = AtomicBool::new(false);
+/// Why CUDA would not record, once it would not: the rest of the process computes without.
+static REFUSED: OnceLock<String> = OnceLock::new();
 
-/// For programs: `false` in this variable of the environment computes without recording.
+/// Why steps are launched one kernel at a time from here on, where a recording failed.
+pub fn refused() -> Option<&'static str> {
+    REFUSED.get().map(String::as_str)
+}
+
+/// `0` in this variable of the environment computes without recording.
 const SWITCH: &str = "FLATLAND_CUDA_GRAPHS";
 
 /// Held by whoever records, shared by those who differentiate meanwhile: see [`backward`].
@@ -103,14 +121,15 @@ static GRADIENTS: RwLock<()> = RwLock::new(());
 thread_local! {
     /// Whether this thread records.
     static RECORDS: Cell<bool> = const { Cell::new(false) };
-    /// This thread's stream on each device that it has computed on so: taken from libtorch's pool once.
+    /// This thread's stream on the device that it computed on last: taken from libtorch's pool, which has 32.
     static OWN: Cell<Option<(usize, Stream)>> = const { Cell::new(None) };
     /// What it has recorded already.
     static RECORDED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// `Tensor::f_run_backward`, but not while another thread records: libtorch has one thread for all gradients of a device, and its
-/// cuDNN handle would be in the recording and out of it at once (seen on an H100 with four workers: `CUDNN_STATUS_INTERNAL_ERROR`).
+/// cuDNN handle would be in the recording and out of it at once: we believe that this was the `CUDNN_STATUS_INTERNAL_ERROR` that an H100
+/// gave once in 18 runs with four workers.
 ///
 /// # Errors
 /// libtorch's.
@@ -132,6 +151,8 @@ pub struct Recorder {
     interface: &'static Interface,
     own: Stream,
     before: Stream,
+    /// Streams are set by thread.
+    _of_thread: PhantomData<*const ()>,
 }
 
 impl Recorder {
@@ -140,7 +161,7 @@ impl Recorder {
     pub fn new(device: Device) -> Option<Self> {
         let Device::Cuda(index) = device else { return None };
         let small = i8::try_from(index).ok()?;
-        if REFUSED.load(Ordering::Relaxed) || std::env::var(SWITCH).is_ok_and(|value| value == "0") {
+        if REFUSED.get().is_some() || std::env::var(SWITCH).is_ok_and(|value| value == "0") {
             return None;
         }
         let interface = Interface::get()?;
@@ -164,7 +185,7 @@ impl Recorder {
                 return None;
             }
             (interface.set_current)(own);
-            Some(Self { interface, own, before })
+            Some(Self { interface, own, before, _of_thread: PhantomData })
         }
     }
 
@@ -177,37 +198,68 @@ impl Recorder {
     /// Records `work` without doing it; what it did to the host's own variables stays. `None` where it cannot be recorded: the
     /// numbers on the device are as they were, and `work` done in earnest will tell what is wrong with it, if it is the work.
     pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Option<Graph> {
-        let interface = self.interface;
         let _alone = GRADIENTS.write().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: as declared; the stream is this thread's own, and what begins here ends here.
-        unsafe {
-            let stream = (interface.handle)(&raw const self.own);
-            if (interface.begin)(stream, RELAXED) != 0 {
-                (interface.last_error)();
-                REFUSED.store(true, Ordering::Relaxed);
-                return None;
-            }
-            RECORDS.set(true);
-            let worked = work();
-            RECORDS.set(false);
+        let recording = Recording::begin(self)?;
+        let worked = work();
+        let graph = recording.end();
+        worked.ok()?;
+        graph
+    }
+}
+
+/// A recording at hand, ended also by a panic.
+struct Recording<'a> {
+    recorder: &'a Recorder,
+    stream: Handle,
+    ended: bool,
+}
+
+impl<'a> Recording<'a> {
+    fn begin(recorder: &'a Recorder) -> Option<Self> {
+        let interface = recorder.interface;
+        // SAFETY: as declared; the stream is this thread's own.
+        let stream = unsafe { (interface.handle)(&raw const recorder.own) };
+        let status = unsafe { (interface.begin)(stream, RELAXED) };
+        if !interface.allowed("the recording did not begin", status) {
+            return None;
+        }
+        RECORDS.set(true);
+        Some(Self { recorder, stream, ended: false })
+    }
+
+    fn end(mut self) -> Option<Graph> {
+        let (interface, stream) = (self.recorder.interface, self.stream);
+        let mut graph = ptr::null_mut();
+        if !interface.allowed("the recording broke off", self.stop(&mut graph)) || graph.is_null() {
+            return None;
+        }
+        let mut executable = ptr::null_mut();
+        // SAFETY: the graph is whole, and of no use once there is an executable one.
+        let made = unsafe {
+            let made = (interface.instantiate)(&raw mut executable, graph, 0);
+            (interface.destroy)(graph);
+            made
+        };
+        interface.allowed("the recording cannot be replayed", made).then_some(Graph {
+            interface,
+            executable,
+            stream,
+        })
+    }
+
+    fn stop(&mut self, graph: &mut Handle) -> c_int {
+        self.ended = true;
+        RECORDS.set(false);
+        // SAFETY: begun above.
+        unsafe { (self.recorder.interface.end)(self.stream, graph) }
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
             let mut graph = ptr::null_mut();
-            let ended = (interface.end)(stream, &raw mut graph);
-            let mut executable = ptr::null_mut();
-            let made = if worked.is_ok() && ended == 0 && !graph.is_null() {
-                (interface.instantiate)(&raw mut executable, graph, 0)
-            } else {
-                -1
-            };
-            if !graph.is_null() {
-                (interface.destroy)(graph);
-            }
-            if made != 0 {
-                // Not kept for the next call of libtorch's, which would report it as its own.
-                (interface.last_error)();
-                REFUSED.store(true, Ordering::Relaxed);
-                return None;
-            }
-            Some(Graph { interface, executable, stream })
+            self.stop(&mut graph);
         }
     }
 }

@@ -29,6 +29,8 @@ const WIDEST: i64 = 16;
 const PIECE: [i64; 2] = [1 << 19, 1 << 26];
 /// Examples of a piece at most, there and there.
 const MOST: [i64; 2] = [256, 4096];
+/// In libtorch's words for a device that is full.
+const FULL: &str = "out of memory";
 /// With so many a module is tried.
 const TRIED: i64 = 8;
 
@@ -156,7 +158,12 @@ impl Module {
         tch::jit::f_set_graph_executor_optimize(false)?;
         let x = x.f_to_kind(self.options.0)?;
         self.script.forward_ts(&[&x]).map_err(|error| {
-            self.refuse(format!("it cannot be applied to inputs of shape {:?}: {}", x.size(), cause(&error)))
+            let cause = cause(&error);
+            self.refuse(if cause.contains(FULL) {
+                cause
+            } else {
+                format!("it cannot be applied to inputs of shape {:?}: {cause}", x.size())
+            })
         })
     }
 
@@ -282,6 +289,9 @@ impl Module {
     /// The error of a second derivative that libtorch does not have.
     pub fn not_twice(&self, error: &TchError) -> NetworkError {
         let cause = cause(error);
+        if cause.contains(FULL) {
+            return self.refuse(cause);
+        }
         let hint =
             if cause.contains("scaled_dot_product") { "; write attention as matmul and softmax" } else { "" };
         self.refuse(format!("its loss cannot be differentiated twice: {cause}{hint}"))

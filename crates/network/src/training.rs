@@ -207,7 +207,7 @@ fn pass<M: Mover>(
     };
 
     let mut start = 0;
-    // Until the end: what it did must be over before its tensors go.
+    // What it reads and writes may go before it has done so: memory of its stream is given out in the stream's order.
     let mut graph: Option<Graph> = None;
     if let Some(recorder) = &recorder {
         // A first step makes the optimiser's state.
