@@ -32,7 +32,7 @@ pub struct EigenSettings {
 
 impl Default for EigenSettings {
     fn default() -> Self {
-        Self { largest: 5, smallest: 0, tolerance: 1e-3, block: 4, products: 2000, seed: 0 }
+        Self { largest: 5, smallest: 0, tolerance: 1e-3, block: 1, products: 2000, seed: 0 }
     }
 }
 

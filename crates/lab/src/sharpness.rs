@@ -577,7 +577,7 @@ impl Estimator {
 }
 
 /// Vectors in a block of Lanczos' method, for one eigenvalue.
-const BLOCK: usize = 2;
+const BLOCK: usize = 1;
 /// It converges long before.
 const MOST_PRODUCTS: usize = 1000;
 
