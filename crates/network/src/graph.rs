@@ -240,7 +240,7 @@ impl<'a> Recording<'a> {
             (interface.destroy)(graph);
             made
         };
-        interface.allowed("the recording cannot be replayed", made).then_some(Graph {
+        interface.allowed("the recording cannot be replayed", made).then(|| Graph {
             interface,
             executable,
             stream,
