@@ -335,7 +335,8 @@ impl<'a> Fit<'a> {
     }
 
     /// The loop. A row that is done goes on moving, but what counts is its θ at that moment, which is put aside: no row waits
-    /// for the host, and none touches another. On a GPU all epochs but the first and the last are replays of one.
+    /// for the host, and none touches another. On a GPU all epochs but the
+    /// first and the last are replays of one, except Adam's.
     fn train(
         &self,
         device: Device,

@@ -46,21 +46,9 @@ impl fmt::Display for Precision {
 /// [`DeviceError::NoPrecision`] where this libtorch has no such switch.
 pub fn set_precision(precision: Precision) -> Result<(), DeviceError> {
     let allow = precision == Precision::Tf32;
-    let missing = |error: libloading::Error| DeviceError::NoPrecision(error.to_string());
-    let libtorch = Library::this();
-    // SAFETY: libtorch's exported functions, which tch does not bind: `Context& at::globalContext()`, and of at::Context
     // `void setAllowTF32CuDNN(bool)` and `void setAllowTF32CuBLAS(bool)`.
-    unsafe {
-        let context = libtorch
-            .get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0")
-            .map_err(missing)?;
-        for name in [&b"_ZN2at7Context17setAllowTF32CuDNNEb\0"[..], b"_ZN2at7Context18setAllowTF32CuBLASEb\0"]
-        {
-            let switch = libtorch.get::<unsafe extern "C" fn(*mut c_void, bool)>(name).map_err(missing)?;
-            switch(context(), allow);
-        }
-    }
-    Ok(())
+    switch(b"_ZN2at7Context17setAllowTF32CuDNNEb\0", allow)?;
+    switch(b"_ZN2at7Context18setAllowTF32CuBLASEb\0", allow)
 }
 
 /// Whether cuDNN may choose algorithms whose sums come in another order each time. libtorch's own default is that it may.
@@ -68,16 +56,20 @@ pub fn set_precision(precision: Precision) -> Result<(), DeviceError> {
 /// # Errors
 /// [`DeviceError::NoPrecision`] where this libtorch has no such switch.
 pub fn set_deterministic(deterministic: bool) -> Result<(), DeviceError> {
+    // `void setDeterministicCuDNN(bool)`.
+    switch(b"_ZN2at7Context21setDeterministicCuDNNEb\0", deterministic)
+}
+
+/// Sets a switch of libtorch's global context, `void at::Context::…(bool)` by its exported name: tch binds none of them.
+fn switch(name: &[u8], on: bool) -> Result<(), DeviceError> {
     let missing = |error: libloading::Error| DeviceError::NoPrecision(error.to_string());
     let libtorch = Library::this();
-    // SAFETY: as above; `void at::Context::setDeterministicCuDNN(bool)`.
+    // SAFETY: the types are those of libtorch's own declarations, `Context& at::globalContext()` and the above.
     unsafe {
         let context = libtorch
             .get::<unsafe extern "C" fn() -> *mut c_void>(b"_ZN2at13globalContextEv\0")
             .map_err(missing)?;
-        libtorch
-            .get::<unsafe extern "C" fn(*mut c_void, bool)>(b"_ZN2at7Context21setDeterministicCuDNNEb\0")
-            .map_err(missing)?(context(), deterministic);
+        libtorch.get::<unsafe extern "C" fn(*mut c_void, bool)>(name).map_err(missing)?(context(), on);
     }
     Ok(())
 }
