@@ -10,15 +10,18 @@ use flatland_network::{Layer, Loss, Module, Network};
 use ndarray::{Array, Array1, ArrayD};
 use ndarray_npy::NpzWriter;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
 const SPECTRUM: &str = env!("CARGO_BIN_EXE_spectrum");
 const LANDSCAPE: &str = env!("CARGO_BIN_EXE_landscape");
+const SHARPNESS: &str = env!("CARGO_BIN_EXE_sharpness");
 
 const SMALL: &[&str] = &["--preset", "quick", "--device", "cpu", "--set", "density.steps=12"];
 const GRIDS: &[&str] = &["--device", "cpu", "--set", "line.points=5", "--set", "plane.points=3"];
+const SHARP: &[&str] =
+    &["--device", "cpu", "--set", "pairs=4", "--set", "steps=3", "--set", "hessian.products=6"];
 const QUIET: &[&str] = &["--quiet"];
 
 fn fixture(name: &str) -> String {
@@ -59,30 +62,56 @@ fn numbers(run: &Path, table: &str, column: &str) -> Vec<f64> {
     rows(run, table).iter().map(|row| row[column].parse().unwrap()).collect()
 }
 
+/// The first 300 of `digits`, and the network of the module `digits`.
+const IMAGES: &[&str] = &[
+    "--dataset",
+    "digits",
+    "--set",
+    "images.train=300",
+    "--set",
+    "images.test=100",
+    "--network",
+    "784-2-10",
+];
+
+/// The module's weights, for the network.
+fn weights_of(module: &str, folder: &Path) -> String {
+    let path = folder.join("weights.safetensors");
+    let network = Network::dense(&[784, 2, 10], &Layer::Relu).unwrap();
+    let loaded = Module::load("digits", fs::read(module).unwrap().into(), Device::Cpu).unwrap();
+    fs::write(&path, to_safetensors(&network, &loaded.theta().unwrap()).unwrap()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// [`IMAGES`] as a run prepared them, as a file of the user's own: with the test images, if they are wanted.
+fn data_of(run: &Path, folder: &Path, test: bool) -> PathBuf {
+    let preparation = manifest(run)["data_set"]["preparation"].as_str().unwrap().to_owned();
+    let (_, rest) = preparation.split_once("(p / 255 - ").unwrap();
+    let (mean, deviation) = rest.split_once(") / ").unwrap();
+    let values = grey_values(mean.parse().unwrap(), deviation.parse().unwrap());
+    let digits = load(DataSetName::Digits, &LoadOptions::default(), &()).unwrap();
+    let path = folder.join("digits.npz");
+    let mut npz = NpzWriter::new_compressed(File::create(&path).unwrap());
+    for (split, end, count) in [(&digits.train, "", 300), (&digits.test, "_test", 100)] {
+        if end.is_empty() || test {
+            let pixels = split.images.iter().take(count * 784).map(|&pixel| values[usize::from(pixel)]);
+            let x = Array::from_iter(pixels).into_shape_with_order(vec![count, 784]).unwrap();
+            let y: Array1<i64> = split.labels.iter().take(count).map(|&label| i64::from(label)).collect();
+            npz.add_array(format!("x{end}"), &x).unwrap();
+            npz.add_array(format!("y{end}"), &y).unwrap();
+        }
+    }
+    npz.finish().unwrap();
+    path
+}
+
 /// The same weights and images, once as a module with a file of data, once as weights of a network and a data set.
 #[test]
 fn a_module_has_the_spectrum_of_the_network_with_its_weights() {
     let (out, folder) = (Out::new(SPECTRUM), folder());
     let module = fixture("digits");
-    let weights = folder.path().join("weights.safetensors");
-    let network = Network::dense(&[784, 2, 10], &Layer::Relu).unwrap();
-    let loaded = Module::load("digits", fs::read(&module).unwrap().into(), Device::Cpu).unwrap();
-    fs::write(&weights, to_safetensors(&network, &loaded.theta().unwrap()).unwrap()).unwrap();
-    let images = ["--dataset", "digits", "--set", "images.train=300", "--set", "images.test=100"];
-    let one =
-        out.run(&[SMALL, QUIET, &images, &["--network", "784-2-10", "--weights", weights.to_str().unwrap()]]);
-
-    // As it was prepared there.
-    let preparation = manifest(&one)["data_set"]["preparation"].as_str().unwrap().to_owned();
-    let (_, rest) = preparation.split_once("(p / 255 - ").unwrap();
-    let (mean, deviation) = rest.split_once(") / ").unwrap();
-    let values = grey_values(mean.parse().unwrap(), deviation.parse().unwrap());
-    let digits = load(DataSetName::Digits, &LoadOptions::default(), &()).unwrap().train;
-    let pixels = digits.images.iter().take(300 * 784).map(|&pixel| values[usize::from(pixel)]);
-    let x = Array::from_iter(pixels).into_shape_with_order(vec![300, 784]).unwrap();
-    let y = digits.labels.iter().take(300).map(|&label| i64::from(label)).collect();
-    let data = folder.path().join("digits.npz");
-    write_npz(&data, &x, &y, false, true);
+    let one = out.run(&[SMALL, QUIET, IMAGES, &["--weights", &weights_of(&module, folder.path())]]);
+    let data = data_of(&one, folder.path(), false);
     let other = out.run(&[SMALL, QUIET, &words(&module, &data)]);
 
     assert!(!other.join("training.csv").exists() && !other.join("claims.csv").exists());
@@ -109,6 +138,37 @@ fn a_module_has_the_spectrum_of_the_network_with_its_weights() {
     let gauss_newton = out.run(&[SMALL, QUIET, &words(&module, &data), &["--set", "matrix=gauss-newton"]]);
     let values = numbers(&gauss_newton, "eigenvalues.csv", "eigenvalue");
     assert!(values.iter().all(|&value| value > -1e-3 * values[0]), "{values:?}");
+}
+
+#[test]
+fn a_module_is_as_sharp_as_the_network_with_its_weights() {
+    let (out, folder) = (Out::new(SHARPNESS), folder());
+    let module = fixture("digits");
+    let one = out.run(&[SHARP, QUIET, IMAGES, &["--weights", &weights_of(&module, folder.path())]]);
+    let data = data_of(&one, folder.path(), true);
+    let other = out.run(&[SHARP, QUIET, &words(&module, &data)]);
+    for column in ["train_loss_nats", "test_loss_nats", "train_accuracy", "loss_gap_nats", "error_gap"] {
+        let (found, expected) = (numbers(&other, "models.csv", column), numbers(&one, "models.csv", column));
+        assert!((found[0] - expected[0]).abs() < 1e-5, "{column}: {found:?} {expected:?}");
+    }
+    for (found, expected) in rows(&other, "sharpness.csv").iter().zip(rows(&one, "sharpness.csv")) {
+        assert_eq!((&found["measure"], &found["unit"]), (&expected["measure"], &expected["unit"]));
+        let [a, b] = [found, &expected].map(|row| row["value"].parse::<f64>().unwrap());
+        assert!((a - b).abs() < 5e-3 * b.abs() + 1e-5, "{}: {a} {b}", found["measure"]);
+    }
+    // Which layers could be balanced against each other is not known of a module, and one model has no order.
+    assert!(one.join("rescaling.csv").exists() && !other.join("rescaling.csv").exists());
+    assert!(!other.join("claims.csv").exists() && !other.join("training.csv").exists());
+
+    // What is kept is not computed again.
+    unfinish(&other);
+    let before = rows(&other, "sharpness.csv");
+    assert_eq!(out.run(&[SHARP, QUIET, &words(&module, &data), &["--resume", "--workers", "2"]]), other);
+    assert_eq!(rows(&other, "sharpness.csv"), before);
+
+    let more = ["--set", "keskar.dimension=20000"];
+    let found = complaint(out.command(&[SHARP, &words(&module, &data), &more]), 1);
+    assert!(found.contains("parameters of digits.pt, found 20000"), "{found}");
 }
 
 #[test]
@@ -161,6 +221,14 @@ fn a_regression_without_test_examples() {
     let out = Out::new(SPECTRUM);
     let run = out.run(&[SMALL, QUIET, &words(&fixture("regression"), &data)]);
     assert_eq!(numbers(&run, "eigenvalues.csv", "eigenvalue").len(), 7);
+    let out = Out::new(SHARPNESS);
+    let run =
+        out.run(&[SHARP, QUIET, &words(&fixture("regression"), &data), &["--set", "keskar.dimension=3"]]);
+    let values = rows(&run, "sharpness.csv");
+    assert!(values.iter().all(|row| !row["unit"].contains("nat") && !row["value"].is_empty()), "{values:?}");
+    let model = &rows(&run, "models.csv")[0];
+    assert!(!model["train_mean_squared_error"].is_empty() && model["test_mean_squared_error"].is_empty());
+    assert!(model["mean_squared_error_gap"].is_empty() && model["error_gap"].is_empty());
 }
 
 #[test]

@@ -206,7 +206,7 @@ impl CurvatureOperator {
         let theta = ready(theta, module.count())?;
         module.check(examples, loss)?;
         let model = || -> Result<Model, NetworkError> {
-            let mut module = module.again()?;
+            let module = module.again()?;
             module.set(&theta)?;
             Ok(Model::Module(module))
         };

@@ -143,7 +143,7 @@ fn products_of_modules() {
 /// Batch normalisation, dropout and a parameter that is not trained: the Hessian is the gradient's own derivative.
 #[test]
 fn a_module_in_evaluation_mode_has_the_hessian_of_its_own_gradient() {
-    let mut module = module("smooth");
+    let module = module("smooth");
     let (theta, options) = (module.theta().unwrap(), (Kind::Double, Device::Cpu));
     let x = (Tensor::arange(20 * 36, options) * 0.7).sin().view([20, 1, 6, 6]);
     let labels = Tensor::arange(20, (Kind::Int64, Device::Cpu)).remainder(3);
@@ -152,7 +152,7 @@ fn a_module_in_evaluation_mode_has_the_hessian_of_its_own_gradient() {
     let v = (Tensor::arange(module.count(), options) * 1.3).cos();
     let operator = CurvatureOperator::of_module(&module, &theta, &examples, loss, 1).unwrap();
     let found = operator.products_of(Curvature::Hessian, &v.unsqueeze(0)).unwrap().squeeze_dim(0);
-    let mut gradient = |step: f64| {
+    let gradient = |step: f64| {
         module.set(&(&theta + &v * step)).unwrap();
         module.loss_and_gradient(&examples, loss).unwrap().1
     };

@@ -17,7 +17,7 @@ use crate::images::{ImageSettings, Images};
 use crate::module::{self, DATA, MODULE, Splits, file_name};
 use crate::run::Run;
 use crate::subject::{self, NETWORK, WEIGHTS};
-use crate::summary::{mean_number, subtitle};
+use crate::summary::{loss_words, mean_number, subtitle};
 use crate::trial::{Both, OfSplit, SPLITS, Trained, Trial, evaluate_all_kept, stream_of, train_all};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table as ClosingTable;
@@ -579,14 +579,6 @@ impl Surface {
         &SPLITS[..if self.tested { 2 } else { 1 }]
     }
 
-    /// The loss's unit, as an axis, and as a column.
-    fn loss_words(&self) -> [&'static str; 3] {
-        match self.loss {
-            Loss::CrossEntropy => ["nats", "loss (nats)", "loss_nats"],
-            Loss::MeanSquaredError => ["squared units", "mean squared error", "mean_squared_error"],
-        }
-    }
-
     /// `[rows, columns]`.
     fn array(&self, of: fn(&Both) -> f64) -> Array2<f64> {
         let columns = self.place.x.len();
@@ -633,7 +625,7 @@ impl Surface {
 
     fn measures(&self) -> Vec<Measure> {
         let Place { kind, seed, .. } = self.place;
-        let [unit, ..] = self.loss_words();
+        let [unit, ..] = loss_words(self.loss);
         let mut measures = Vec::new();
         let mut add =
             |name, unit, split, value| measures.push(Measure { kind, seed, name, unit, split, value });
@@ -707,7 +699,7 @@ fn between(places: &[f64], at: f64) -> Option<(usize, f64)> {
 }
 
 fn loss_column(surfaces: &[Surface]) -> &'static str {
-    surfaces.first().map_or("loss_nats", |surface| surface.loss_words()[2])
+    surfaces.first().map_or("loss_nats", |surface| loss_words(surface.loss)[2])
 }
 
 fn surface_table(surfaces: &[Surface]) -> Result<Table> {
@@ -844,7 +836,7 @@ fn draw(settings: &Settings, run: &Run, model: &Model, surface: &Surface) -> Res
 
 fn line_figure(settings: &Settings, run: &Run, name: &str, surface: &Surface) -> Figure {
     let [x, _] = axes(&surface.place);
-    let mut panel = Panel::new("", x, Axis::log10(surface.loss_words()[1]));
+    let mut panel = Panel::new("", x, Axis::log10(loss_words(surface.loss)[1]));
     for (quantity, of) in surface.quantities() {
         let is_loss = quantity.ends_with("loss");
         let (scale, colour) = if is_loss { (1., Colour::Blue) } else { (100., Colour::Vermillion) };
@@ -926,7 +918,7 @@ fn field(surface: &Surface, (_, of): Quantity, scale: f64, look: FieldLook) -> F
 
 /// Of both splits, so that colours compare.
 fn loss_axis(surface: &Surface) -> Axis {
-    let axis = Axis::log10(surface.loss_words()[1]);
+    let axis = Axis::log10(loss_words(surface.loss)[1]);
     let losses = surface.points.iter().flat_map(|both| [both.train.loss, both.test.loss]);
     let (low, high) = ends(losses.filter(|loss| loss.is_finite() && *loss > 0.));
     if low < high { axis.with_range(low, high) } else { axis }

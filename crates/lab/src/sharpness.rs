@@ -9,11 +9,12 @@ use crate::command::Flag;
 use crate::curves::{Group, curve_panels, curve_table};
 use crate::experiment::{Experiment, check_seeds, seeds_from};
 use crate::images::{ImageSettings, Images};
+use crate::module::{self, DATA, MODULE, Splits, file_name};
 use crate::parallel::in_parallel;
 use crate::run::{Numbers, Run, fingerprint};
 use crate::subject::{self, NETWORK, WEIGHTS};
-use crate::summary::{number, subtitle};
-use crate::trial::{Both, Trained, Trial, describe, evaluate_all, train_all};
+use crate::summary::{loss_words, number, subtitle};
+use crate::trial::{Both, Trained, Trial, describe_model, evaluate_all_kept, train_all};
 use crate::watched::Watched;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table as ClosingTable;
@@ -22,7 +23,7 @@ use flatland_geometry::{
     Ascent, Curvature, CurvatureError, CurvatureOperator, EigenSettings, Objective, Scale, average_case,
     eigenpairs, hutch_plus_plus, keskar, keskar_in_subspace, rescaled, worst_case,
 };
-use flatland_network::{Examples, Loss, Network, OptimiserSettings, Training};
+use flatland_network::{Examples, Loss, Model as Subject, OptimiserSettings, Training};
 use flatland_record::{Axis, Cell, Colour, Figure, Marker, Panel, Series, Table, cells};
 use flatland_statistics::{
     Claim, Interval, LEVEL, Outcome, Rule, geometric_mean_interval, kendall, kendall_interval,
@@ -39,6 +40,8 @@ pub struct Settings {
     pub dataset: DataSetName,
     pub network: String,
     pub weights: Vec<String>,
+    pub module: String,
+    pub data: String,
     pub seeds: u64,
     pub seed: u64,
     pub epochs: u32,
@@ -106,6 +109,12 @@ struct Measure {
 impl Measure {
     const fn new(name: &'static str, unit: &'static str, label: &'static str) -> Self {
         Self { name, unit, label }
+    }
+
+    /// Units are written for cross-entropy.
+    fn unit(self, loss: Loss) -> String {
+        let [unit, ..] = loss_words(loss);
+        self.unit.replace("nat", unit.strip_suffix('s').unwrap_or(unit))
     }
 }
 
@@ -247,8 +256,9 @@ impl Experiment for Sharpness {
   sharpness --preset quick --dataset digits            no files needed
   sharpness --set batches=[50,5000] --set lrs=[0.01]   another grid
   sharpness --weights mine.safetensors                 of your own model, nothing is trained
-  sharpness --network 784-100-10 --set examples=0      a dense network, over all training images";
-    const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS];
+  sharpness --network 784-100-10 --set examples=0      a dense network, over all training images
+  sharpness --module mine.pt --data mine.npz           a TorchScript module of your own, with data of your own";
+    const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS, MODULE, DATA];
     const SECONDS: &'static [(&'static str, f64)] = &[("paper", 600.), ("quick", 30.)];
     const PRESETS: &'static str = include_str!("../../../configs/sharpness.toml");
     type Settings = Settings;
@@ -257,7 +267,8 @@ impl Experiment for Sharpness {
         check_seeds(settings.seeds)?;
         settings.images.preparation().check()?;
         let network = subject::network(&settings.network)?;
-        if settings.weights.is_empty() {
+        module::check(&settings.module, &settings.data, &settings.weights)?;
+        if settings.trains() {
             settings.check_grid()?;
         }
         ensure!(settings.steps > 0, "steps must be at least 1, found 0");
@@ -268,13 +279,9 @@ impl Experiment for Sharpness {
             "hessian.tolerance must lie between 0 and 1, found {tolerance}"
         );
         ensure!(products >= 6, "hessian.products must be at least 6, found {products}");
-        let dimension = settings.keskar.dimension;
-        ensure!(
-            (1..=network.count()).contains(&dimension),
-            "keskar.dimension must lie between 1 and the {} parameters of {}, found {dimension}",
-            network.count(),
-            network.name()
-        );
+        if settings.module.is_empty() {
+            settings.check_dimension(&Subject::Network(network))?;
+        }
         let Settings { keskar, unit, elementwise, filter, rescale, .. } = settings;
         for (key, length) in [
             ("keskar.epsilon", keskar.epsilon),
@@ -292,50 +299,59 @@ impl Experiment for Sharpness {
     }
 
     fn seeds(settings: &Settings) -> Vec<u64> {
-        // Of weights from files there are no repetitions.
-        seeds_from(settings.seed, if settings.weights.is_empty() { settings.seeds } else { 1 })
+        // Of models that are given there are no repetitions.
+        seeds_from(settings.seed, if settings.trains() { settings.seeds } else { 1 })
     }
 
     fn run(settings: &Settings, run: &Run) -> Result<ClosingTable> {
-        let network = subject::network(&settings.network)?;
-        // Before anything else: a file that cannot be used shall not be found out after minutes.
-        let files = settings.weights.iter().map(|path| subject::weights(&network, Path::new(path)));
-        let files = files.collect::<Result<Vec<_>>>()?;
-        let images = [Images::load(run, settings.dataset, subject::preparation(&network, &settings.images))?];
-
         // What is measured: the grid of every seed, or the user's own models.
-        let (thetas, mut models) = if files.is_empty() {
-            let trials = settings.trials();
-            let trained = train_all(run, std::slice::from_ref(&network), &images, &trials)?;
-            run.write_table("training", &training_table(&trials, &trained)?, "loss and accuracy by epoch")?;
-            run.write_figure("training", &training_figure(settings, run, &trained), "training curves")?;
-            settings.models(trials, trained)
+        let (subject, splits, thetas, mut models) = if settings.module.is_empty() {
+            let network = subject::network(&settings.network)?;
+            // Before anything else: a file that cannot be used shall not be found out after minutes.
+            let files = settings.weights.iter().map(|path| subject::weights(&network, Path::new(path)));
+            let files = files.collect::<Result<Vec<_>>>()?;
+            let images =
+                Images::load(run, settings.dataset, subject::preparation(&network, &settings.images))?;
+            let splits = Splits::of(&images);
+            if files.is_empty() {
+                let trials = settings.trials();
+                let trained = train_all(run, std::slice::from_ref(&network), &[images], &trials)?;
+                let table = training_table(&trials, &trained)?;
+                run.write_table("training", &table, "loss and accuracy by epoch")?;
+                let figure = training_figure(settings, run, &trained);
+                run.write_figure("training", &figure, "training curves")?;
+                let (thetas, models) = settings.models(trials, trained);
+                (Subject::Network(network), splits, thetas, models)
+            } else {
+                let subject = Subject::Network(network);
+                let models = settings.given(run, &subject, &splits, &files, settings.names())?;
+                (subject, splits, files, models)
+            }
         } else {
-            let ends = evaluate(run, &network, &images[0], &files)?;
-            let models = settings.names().into_iter().zip(ends).map(|(name, end)| Model {
-                name,
-                seed: settings.seed,
-                setting: None,
-                end,
-                values: Vec::new(),
-            });
-            let models: Vec<Model> = models.collect();
-            (files, models)
+            let (module, splits) = module::load(run, &settings.module, &settings.data)?;
+            let thetas = vec![module.theta()?];
+            let subject = Subject::Module(module);
+            settings.check_dimension(&subject)?;
+            let names = vec![file_name(&settings.module).to_owned()];
+            let models = settings.given(run, &subject, &splits, &thetas, names)?;
+            (subject, splits, thetas, models)
         };
         // The same functions with other weights.
-        let (others, mut rescalings) = settings.rescalings(run, &network, &images[0], &thetas, &models)?;
+        let (others, mut rescalings) = settings.rescalings(run, &subject, &splits, &thetas, &models)?;
 
         let all: Vec<Tensor> = thetas.iter().chain(&others).map(Tensor::shallow_clone).collect();
         let seeds: Vec<u64> =
             models.iter().chain(rescalings.iter().map(|one| &one.after)).map(|model| model.seed).collect();
-        let values = measure(settings, run, &network, &images[0], &all, &seeds)?;
+        let values = measure(settings, run, &subject, &splits, &all, &seeds)?;
         let measured = models.iter_mut().chain(rescalings.iter_mut().map(|one| &mut one.after));
         for (model, values) in measured.zip(values) {
             model.values = values;
         }
 
-        run.write_table("models", &models_table(&models)?, "each model: loss, accuracy, generalisation gap")?;
-        run.write_table("sharpness", &sharpness_table(&models)?, "each model: every measure of sharpness")?;
+        let table = models_table(&models, &splits)?;
+        run.write_table("models", &table, "each model: loss, accuracy, generalisation gap")?;
+        let table = sharpness_table(&models, splits.loss)?;
+        run.write_table("sharpness", &table, "each model: every measure of sharpness")?;
         if !rescalings.is_empty() {
             let table = rescaling_table(settings, &models, &rescalings)?;
             run.write_table("rescaling", &table, "the same function with rescaled layers: its sharpness")?;
@@ -347,7 +363,7 @@ impl Experiment for Sharpness {
                 run.write_figure(&format!("{}_gap", gap.name()), &figure, &what)?;
             }
         }
-        if settings.weights.is_empty() {
+        if settings.trains() {
             let means = mean_table(settings, &models)?;
             run.write_table("sharpness_mean", &means, "each measure over seeds: mean and 95 % interval")?;
             let figure = batch_figure(settings, run, &models);
@@ -360,11 +376,39 @@ impl Experiment for Sharpness {
             run.write_claims(judge(settings, &models, &rescalings))?;
             return Ok(closing_table(settings, &models, &rescalings, &correlations));
         }
-        Ok(weights_table(&models))
+        Ok(weights_table(&models, splits.loss))
     }
 }
 
 impl Settings {
+    /// Whether no model is given.
+    fn trains(&self) -> bool {
+        self.weights.is_empty() && self.module.is_empty()
+    }
+
+    fn check_dimension(&self, subject: &Subject) -> Result<()> {
+        let (most, name, dimension) = (subject.count(), subject.name(), self.keskar.dimension);
+        ensure!(
+            (1..=most).contains(&dimension),
+            "keskar.dimension must lie between 1 and the {most} parameters of {name}, found {dimension}"
+        );
+        Ok(())
+    }
+
+    /// Models that were not trained here.
+    fn given(
+        &self,
+        run: &Run,
+        subject: &Subject,
+        splits: &Splits,
+        thetas: &[Tensor],
+        names: Vec<String>,
+    ) -> Result<Vec<Model>> {
+        let ends = evaluate(run, subject, splits, thetas)?;
+        let model = |(name, end)| Model { name, seed: self.seed, setting: None, end, values: Vec::new() };
+        Ok(names.into_iter().zip(ends).map(model).collect())
+    }
+
     fn check_grid(&self) -> Result<()> {
         ensure!(self.epochs > 0, "epochs must be at least 1, found 0");
         ensure!(!self.batches.is_empty(), "batches must name at least one batch size, found none");
@@ -442,11 +486,15 @@ impl Settings {
     fn rescalings(
         &self,
         run: &Run,
-        network: &Network,
-        images: &Images,
+        subject: &Subject,
+        splits: &Splits,
         thetas: &[Tensor],
         models: &[Model],
     ) -> Result<(Vec<Tensor>, Vec<Rescaling>)> {
+        // Of a module it is not known which weights may be balanced against which.
+        let Subject::Network(network) = subject else {
+            return Ok((Vec::new(), Vec::new()));
+        };
         // A weight and a bias a layer; a single layer has nothing to be balanced against.
         if network.parameters().len() < 4 {
             return Ok((Vec::new(), Vec::new()));
@@ -455,7 +503,7 @@ impl Settings {
         let firsts: Vec<usize> = (0..models.len()).step_by(each).collect();
         let others = firsts.iter().map(|&first| Ok(rescaled(network, &thetas[first], 0, self.rescale)?));
         let others = others.collect::<Result<Vec<_>>>()?;
-        let ends = evaluate(run, network, images, &others)?;
+        let ends = evaluate(run, subject, splits, &others)?;
         let rescalings = firsts.into_iter().zip(ends).map(|(before, end)| {
             let Model { name, seed, setting, .. } = &models[before];
             let after = Model { name: name.clone(), seed: *seed, setting: *setting, end, values: Vec::new() };
@@ -480,26 +528,28 @@ impl Settings {
 
     fn subtitle(&self, run: &Run, more: &str) -> String {
         let network = if self.network == "lenet" { "LeNet" } else { &self.network };
-        let subject = format!("{network} on {}", self.dataset);
-        let trained = if self.weights.is_empty() {
-            format!("{} epochs of SGD", self.epochs)
+        let (subject, trained, data) = if self.trains() {
+            (format!("{network} on {}", self.dataset), format!("{} epochs of SGD", self.epochs), "images")
+        } else if self.module.is_empty() {
+            (format!("{network} on {}", self.dataset), "weights from files".to_owned(), "images")
         } else {
-            "weights from files".to_owned()
+            let (module, data) = (file_name(&self.module), file_name(&self.data));
+            (format!("{module} on {data}"), "a module of one's own".to_owned(), "examples")
         };
         let count =
             if self.examples == 0 { "all".to_owned() } else { format!("the first {}", self.examples) };
-        let more = format!("{trained} · sharpness on {count} training images{more}");
+        let more = format!("{trained} · sharpness on {count} training {data}{more}");
         subtitle::<Sharpness>(self, run, &subject, &more)
     }
 }
 
 /// Loss and accuracy of models that were not just trained.
-fn evaluate(run: &Run, network: &Network, images: &Images, thetas: &[Tensor]) -> Result<Vec<Both>> {
+fn evaluate(run: &Run, subject: &Subject, splits: &Splits, thetas: &[Tensor]) -> Result<Vec<Both>> {
     let device = run.device.device;
-    evaluate_all(
+    evaluate_all_kept(
         run,
         "evaluation",
-        (network, images),
+        (subject, splits),
         thetas.len(),
         || thetas.iter().map(|theta| Ok(theta.f_to_device(device)?)).collect::<Result<Vec<_>>>(),
         |thetas, index| Ok(thetas[index].shallow_clone()),
@@ -589,7 +639,7 @@ fn curvature(
     theta: &Tensor,
     seed: u64,
 ) -> Result<(f64, Vec<f64>)> {
-    let Objective { network, examples, loss } = *objective;
+    let Objective { model, examples, loss } = *objective;
     let wanted = EigenSettings {
         largest: 1,
         smallest: 0,
@@ -599,7 +649,13 @@ fn curvature(
         seed,
     };
     let both = || -> Result<(f64, Vec<f64>), CurvatureError> {
-        let operator = CurvatureOperator::new(network, theta, examples, loss)?;
+        let operator = match model {
+            Subject::Network(network) => CurvatureOperator::new(network, theta, examples, loss),
+            Subject::Module(module) => {
+                let threads = tch::get_num_threads().max(1) as usize;
+                CurvatureOperator::of_module(module, theta, examples, loss, threads)
+            }
+        }?;
         let hessian = Watched { matrix: &operator.of(Curvature::Hessian), run };
         let pairs = eigenpairs(&hessian, wanted, &|_| true)?;
         let trace = hutch_plus_plus(&hessian, settings.products, seed)?.trace;
@@ -618,8 +674,8 @@ fn curvature(
 fn measure(
     settings: &Settings,
     run: &Run,
-    network: &Network,
-    images: &Images,
+    subject: &Subject,
+    splits: &Splits,
     thetas: &[Tensor],
     seeds: &[u64],
 ) -> Result<Vec<Vec<Value>>> {
@@ -630,15 +686,15 @@ fn measure(
     let device = run.device.device;
     let contexts = run.contexts(jobs.len(), || {
         let on_device = thetas.iter().map(|theta| Ok(theta.f_to_device(device)?));
-        Ok((settings.measured(&images.train)?, on_device.collect::<Result<Vec<_>>>()?))
+        Ok((subject.again()?, settings.measured(&splits.train)?, on_device.collect::<Result<Vec<_>>>()?))
     })?;
-    let prepared = images.prepared.as_str();
-    let found = in_parallel(contexts, &jobs, |(examples, thetas), &(index, estimator)| {
+    let (described, loss, prepared) = (describe_model(subject), splits.loss, splits.prepared.as_str());
+    let found = in_parallel(contexts, &jobs, |(model, examples, thetas), &(index, estimator)| {
         run.check_interrupted()?;
         let what = estimator.content(settings);
         let content = serde_json::json!({
             "what": "sharpness",
-            "network": describe(network),
+            "network": described,
             "theta": hashes[index],
             "prepared": prepared,
             "examples": examples.count(),
@@ -646,7 +702,7 @@ fn measure(
             "seed": seeds[index],
         });
         let numbers = run.kept(&content, || {
-            let objective = Objective { network, examples, loss: Loss::CrossEntropy };
+            let objective = Objective { model, examples, loss };
             estimator.numbers(settings, run, &objective, &thetas[index], seeds[index])
         })?;
         stage.advance(1, format!("model {} of {}: {what}", index + 1, thetas.len()));
@@ -684,30 +740,31 @@ impl Model {
     }
 }
 
-fn models_table(models: &[Model]) -> Result<Table> {
-    let columns = [
-        "train_loss_nats",
-        "test_loss_nats",
-        "train_accuracy",
-        "test_accuracy",
-        "loss_gap_nats",
-        "error_gap",
-    ];
+/// Without test examples, what is said of them stays empty.
+fn models_table(models: &[Model], splits: &Splits) -> Result<Table> {
+    let gap = match splits.loss {
+        Loss::CrossEntropy => "loss_gap_nats",
+        Loss::MeanSquaredError => "mean_squared_error_gap",
+    };
+    let [.., loss] = loss_words(splits.loss);
+    let [train, test] = ["train", "test"].map(|split| format!("{split}_{loss}"));
+    let columns = [&train, &test, "train_accuracy", "test_accuracy", gap, "error_gap"];
     let mut table = Table::new(&[&KEYS[..], &columns].concat());
     for model in models {
         let Both { train, test } = model.end;
-        let gaps = GAPS.map(|gap| model.gap(gap));
-        let values = cells![train.loss, test.loss, train.accuracy, test.accuracy, gaps[0], gaps[1]];
+        let tested = |value| splits.test.as_ref().map(|_| value);
+        let gaps = GAPS.map(|gap| tested(model.gap(gap)));
+        let values = cells![train.loss, tested(test.loss), train.accuracy, test.accuracy, gaps[0], gaps[1]];
         table.row(model.keys().into_iter().chain(values))?;
     }
     Ok(table)
 }
 
-fn sharpness_table(models: &[Model]) -> Result<Table> {
+fn sharpness_table(models: &[Model], loss: Loss) -> Result<Table> {
     let mut table = Table::new(&[&KEYS[..], &["measure", "unit", "value", "standard_error"]].concat());
     for model in models {
-        for (Measure { name, unit, .. }, value) in MEASURES.iter().zip(&model.values) {
-            let values = cells![*name, *unit, value.value, value.standard_error];
+        for (measure, value) in MEASURES.iter().zip(&model.values) {
+            let values = cells![measure.name, measure.unit(loss), value.value, value.standard_error];
             table.row(model.keys().into_iter().chain(values))?;
         }
     }
@@ -1130,13 +1187,13 @@ fn closing_table(
 }
 
 /// Of the user's own models, every number.
-fn weights_table(models: &[Model]) -> ClosingTable {
+fn weights_table(models: &[Model], loss: Loss) -> ClosingTable {
     let mut table = table();
     table.set_header(["model", "measure", "value"]);
     for model in models {
         for (measure, value) in MEASURES.iter().zip(&model.values) {
             let error = value.standard_error.map_or_else(String::new, |error| format!(" ± {error:.2e}"));
-            let value = format!("{:.4e}{error} {}", value.value, measure.unit);
+            let value = format!("{:.4e}{error} {}", value.value, measure.unit(loss));
             table.add_row([model.name.clone(), measure.label.to_owned(), value]);
         }
     }

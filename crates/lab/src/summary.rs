@@ -2,6 +2,7 @@
 
 use crate::experiment::Experiment;
 use crate::run::Run;
+use flatland_network::Loss;
 pub use flatland_record::short;
 use flatland_record::{Colour, Series};
 use flatland_statistics::{Interval, LEVEL, mean_interval, quantile};
@@ -20,6 +21,14 @@ pub fn number(interval: Interval, scale: f64, decimals: usize, unit: &str) -> St
 /// The mean of some values, as [`number`] writes it; empty for none.
 pub fn mean_number(values: &[f64], scale: f64, decimals: usize, unit: &str) -> String {
     mean_interval(values, LEVEL).map_or_else(String::new, |interval| number(interval, scale, decimals, unit))
+}
+
+/// A loss's unit, as an axis, and as a column.
+pub fn loss_words(loss: Loss) -> [&'static str; 3] {
+    match loss {
+        Loss::CrossEntropy => ["nats", "loss (nats)", "loss_nats"],
+        Loss::MeanSquaredError => ["squared units", "mean squared error", "mean_squared_error"],
+    }
 }
 
 /// `28,938`.

@@ -130,19 +130,20 @@ impl Module {
         Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>, TchError>>()?, 0)?)
     }
 
-    /// Gives the module a copy of θ `[P]`, in its own precision and on its device.
+    /// Gives the module a copy of θ `[P]`, in its own precision and on its device. A module is a handle: as a cell, it is changed
+    /// through any reference, and no two threads share one.
     ///
     /// # Errors
     /// [`NetworkError::Shape`] for another number of entries.
-    pub fn set(&mut self, theta: &Tensor) -> Result<()> {
+    pub fn set(&self, theta: &Tensor) -> Result<()> {
         if theta.size() != [self.count()] {
             let expected = format!("[{}]", self.count());
             return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected });
         }
         let (kind, device) = self.options;
         let theta = theta.f_detach_copy()?.f_to_device(device)?.f_to_kind(kind)?;
-        for (leaf, parameter) in self.leaves.iter_mut().zip(&self.parameters) {
-            leaf.f_set_data(&parameter.of(&theta)?)?;
+        for (leaf, parameter) in self.leaves.iter().zip(&self.parameters) {
+            leaf.shallow_clone().f_set_data(&parameter.of(&theta)?)?;
         }
         Ok(())
     }
@@ -355,6 +356,14 @@ impl Model {
         }
     }
 
+    /// P.
+    pub fn count(&self) -> i64 {
+        match self {
+            Self::Network(network) => network.count(),
+            Self::Module(module) => module.count(),
+        }
+    }
+
     /// The same for another thread.
     ///
     /// # Errors
@@ -370,12 +379,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`crate::evaluate_many`] and [`Module::evaluate`].
-    pub fn evaluate_many(
-        &mut self,
-        thetas: &Tensor,
-        examples: &Examples,
-        loss: Loss,
-    ) -> Result<Vec<Evaluation>> {
+    pub fn evaluate_many(&self, thetas: &Tensor, examples: &Examples, loss: Loss) -> Result<Vec<Evaluation>> {
         match self {
             Self::Network(network) => crate::evaluate_many(network, thetas, examples, loss),
             Self::Module(module) => {
@@ -416,7 +420,7 @@ mod tests {
     #[test]
     fn a_module_computes_what_the_network_with_its_weights_computes() {
         let network = Network::dense(&[7, 9, 6, 4], &crate::Layer::Relu).unwrap();
-        let (mut module, examples) = (module("dense"), examples(&[300, 7], 4, Kind::Double));
+        let (module, examples) = (module("dense"), examples(&[300, 7], 4, Kind::Double));
         for (ours, theirs) in network.parameters().iter().zip(module.parameters()) {
             assert_eq!((&ours.name, &ours.shape, ours.offset), (&theirs.name, &theirs.shape, theirs.offset));
         }
@@ -456,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_parameter_with_two_names_is_one() {
-        let mut module = module("tied");
+        let module = module("tied");
         assert_eq!(module.count(), 16);
         let theta = module.theta().unwrap() * 3.;
         module.set(&theta).unwrap();

@@ -45,7 +45,7 @@ pub fn average_case(
         return Err(NetworkError::Setting(reason));
     }
     let theta = theta.f_detach()?;
-    let lengths = scale.of(objective.network, &theta)?.f_mul_scalar(sigma)?;
+    let lengths = scale.of(objective.model.parameters(), &theta)?.f_mul_scalar(sigma)?;
     let centre = objective.losses(&theta.f_unsqueeze(0)?)?[0];
     if !centre.is_finite() {
         return Ok(AverageCase { rise: f64::NAN, standard_error: f64::NAN });

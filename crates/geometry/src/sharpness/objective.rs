@@ -1,6 +1,6 @@
 //! The mean loss over a whole data set as a function of θ: `L(θ) = Σ ℓ_i(θ) / N`, and its gradient.
 
-use flatland_network::{Examples, Loss, Network, NetworkError, Result, evaluate_many, loss_and_gradient};
+use flatland_network::{Examples, Loss, Model, Network, NetworkError, Result, loss_and_gradient};
 use tch::{Device, Tensor};
 
 /// Bytes that the widest activation of a chunk may take on a CPU; memory only, as in evaluation.
@@ -13,8 +13,8 @@ const GROUPS: usize = 16;
 /// What sharpness is measured of.
 #[derive(Debug, Clone, Copy)]
 pub struct Objective<'a> {
-    /// The network.
-    pub network: &'a Network,
+    /// A network, or a module of the user's own, whose θ is then the one that was asked for last.
+    pub model: &'a Model,
     /// The data set.
     pub examples: &'a Examples,
     /// What is averaged over it.
@@ -24,27 +24,35 @@ pub struct Objective<'a> {
 impl Objective<'_> {
     /// `L(θ)` and `∇L(θ)` `[P]` for θ `[P]`, over all examples in chunks.
     ///
-    /// On a CPU, the chunks are shared out to as many threads as libtorch is set to (`tch::set_num_threads`, of the calling
-    /// thread). Sums are added in an order that does not depend on them.
+    /// On a CPU, a network's chunks are shared out to as many threads as libtorch is set to (`tch::set_num_threads`, of the calling
+    /// thread), and sums are added in an order that does not depend on them. A module's operators have these threads to themselves.
     ///
     /// # Errors
-    /// [`NetworkError::Shape`] when θ or the examples do not fit the network.
+    /// [`NetworkError::Shape`] when θ or the examples do not fit the network; as [`flatland_network::Module::loss_and_gradient`].
     pub fn loss_and_gradient(&self, theta: &Tensor) -> Result<(f64, Tensor)> {
         self.check(theta)?;
         let theta = theta.f_detach()?;
+        let network = match self.model {
+            Model::Network(network) => network,
+            Model::Module(module) => {
+                module.set(&theta)?;
+                let (found, gradient) = module.loss_and_gradient(self.examples, self.loss)?;
+                return Ok((found.loss, gradient));
+            }
+        };
+        let (examples, loss) = (self.examples, self.loss);
         let on_cpu = theta.device() == Device::Cpu;
         let budget = if on_cpu { CPU_CHUNK_BYTES } else { DEVICE_CHUNK_BYTES };
-        let bytes = self.network.widest() * theta.kind().elt_size_in_bytes() as i64;
-        let chunk = (budget / bytes).clamp(1, self.examples.count());
-        let starts: Vec<i64> = (0..self.examples.count()).step_by(chunk as usize).collect();
+        let bytes = network.widest() * theta.kind().elt_size_in_bytes() as i64;
+        let chunk = (budget / bytes).clamp(1, examples.count());
+        let starts: Vec<i64> = (0..examples.count()).step_by(chunk as usize).collect();
         let groups: Vec<&[i64]> = starts.chunks(starts.len().div_ceil(GROUPS)).collect();
         let threads = if on_cpu { tch::get_num_threads().max(1) as usize } else { 1 };
         let threads = threads.min(groups.len());
         let sums = if threads > 1 {
-            let (network, loss) = (self.network, self.loss);
             // Tensors are handles that threads cannot share, so each gets its own.
             let handles: Vec<(Tensor, Examples)> =
-                (0..threads).map(|_| (theta.shallow_clone(), self.examples.share())).collect();
+                (0..threads).map(|_| (theta.shallow_clone(), examples.share())).collect();
             let parts = std::thread::scope(|scope| {
                 let shares = groups.chunks(groups.len().div_ceil(threads));
                 let workers: Vec<_> = handles
@@ -53,7 +61,7 @@ impl Objective<'_> {
                     .map(|((theta, examples), groups)| {
                         scope.spawn(move || {
                             tch::set_num_threads(1);
-                            Objective { network, examples: &examples, loss }.sums(&theta, groups, chunk)
+                            sums(network, &theta, (&examples, loss), groups, chunk)
                         })
                     })
                     .collect();
@@ -66,9 +74,9 @@ impl Objective<'_> {
             }
             sums
         } else {
-            self.sums(&theta, &groups, chunk)?
+            sums(network, &theta, (examples, loss), &groups, chunk)?
         };
-        let count = self.examples.count() as f64;
+        let count = examples.count() as f64;
         let (loss, gradient) = added(sums)?;
         Ok((loss / count, gradient.f_div_scalar(count)?))
     }
@@ -78,34 +86,40 @@ impl Objective<'_> {
     /// # Errors
     /// As [`Objective::loss_and_gradient`].
     pub fn losses(&self, thetas: &Tensor) -> Result<Vec<f64>> {
-        let evaluations = evaluate_many(self.network, thetas, self.examples, self.loss)?;
+        let evaluations = self.model.evaluate_many(thetas, self.examples, self.loss)?;
         Ok(evaluations.into_iter().map(|evaluation| evaluation.loss).collect())
     }
 
     pub(super) fn check(&self, theta: &Tensor) -> Result<()> {
-        if theta.size() == [self.network.count()] {
+        if theta.size() == [self.model.count()] {
             return Ok(());
         }
-        let expected = format!("[{}]", self.network.count());
+        let expected = format!("[{}]", self.model.count());
         Err(NetworkError::Shape { what: "θ", found: theta.size(), expected })
     }
+}
 
-    /// Of each group of chunks the summed loss and gradient over its examples.
-    fn sums(&self, theta: &Tensor, groups: &[&[i64]], chunk: i64) -> Result<Vec<(f64, Tensor)>> {
-        let of_chunk = |&start: &i64| -> Result<(f64, Tensor)> {
-            let length = chunk.min(self.examples.count() - start);
-            let (x, targets) = self.examples.part(start, length)?;
-            let mut found = loss_and_gradient(self.network, theta, &x, &targets, self.loss)?;
-            let sum = found.loss.f_double_value(&[])? * length as f64;
-            Ok((sum, found.gradient.f_mul_scalar_(length as f64)?))
-        };
-        let of_group = |group: &&[i64]| {
-            let mut chunks = group.iter().map(of_chunk);
-            let first = chunks.next().ok_or_else(nothing)??;
-            chunks.try_fold(first, |sum, chunk| plus(sum, &chunk?))
-        };
-        groups.iter().map(of_group).collect()
-    }
+/// Of each group of chunks the summed loss and gradient over its examples.
+fn sums(
+    network: &Network,
+    theta: &Tensor,
+    (examples, loss): (&Examples, Loss),
+    groups: &[&[i64]],
+    chunk: i64,
+) -> Result<Vec<(f64, Tensor)>> {
+    let of_chunk = |&start: &i64| -> Result<(f64, Tensor)> {
+        let length = chunk.min(examples.count() - start);
+        let (x, targets) = examples.part(start, length)?;
+        let mut found = loss_and_gradient(network, theta, &x, &targets, loss)?;
+        let sum = found.loss.f_double_value(&[])? * length as f64;
+        Ok((sum, found.gradient.f_mul_scalar_(length as f64)?))
+    };
+    let of_group = |group: &&[i64]| {
+        let mut chunks = group.iter().map(of_chunk);
+        let first = chunks.next().ok_or_else(nothing)??;
+        chunks.try_fold(first, |sum, chunk| plus(sum, &chunk?))
+    };
+    groups.iter().map(of_group).collect()
 }
 
 fn plus((loss, mut gradient): (f64, Tensor), more: &(f64, Tensor)) -> Result<(f64, Tensor)> {
@@ -148,7 +162,8 @@ mod tests {
             let expected = Loss::CrossEntropy.mean(&network.forward(&leaf, &x).unwrap(), &labels).unwrap();
             let gradient = Tensor::run_backward(&[&expected], &[&leaf], false, false).pop().unwrap();
             let examples = Examples::new(x, labels).unwrap();
-            let objective = Objective { network: &network, examples: &examples, loss: Loss::CrossEntropy };
+            let model = Model::Network(network.clone());
+            let objective = Objective { model: &model, examples: &examples, loss: Loss::CrossEntropy };
             let of_threads = |threads| {
                 tch::set_num_threads(threads);
                 objective.loss_and_gradient(&theta).unwrap()

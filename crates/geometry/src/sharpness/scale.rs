@@ -1,7 +1,7 @@
 //! T, the lengths in which a perturbation of each weight is measured (Kwon et al. 2021, "ASAM: adaptive sharpness-aware minimization for
 //! scale-invariant learning of deep neural networks").
 
-use flatland_network::{Network, Result};
+use flatland_network::{Parameter, Result};
 use std::fmt;
 use tch::Tensor;
 
@@ -12,8 +12,8 @@ pub enum Scale {
     Unit,
     /// T = |θ|: every weight by its own size; one that is 0 stays 0.
     Elementwise,
-    /// Weights by the 2-norm of all that enter the same unit, that is, of a convolution's filter or of a dense layer's row; biases by
-    /// their own size. (Kwon et al. speak of convolutions alone; a dense layer is one of 1x1.)
+    /// Weights by the 2-norm of all that enter the same unit, that is, of a convolution's filter or of a dense layer's row; biases, and
+    /// whatever else has one dimension, by their own size. (Kwon et al. speak of convolutions alone; a dense layer is one of 1x1.)
     Filter,
 }
 
@@ -22,16 +22,16 @@ impl Scale {
     /// break the invariance.
     ///
     /// # Errors
-    /// When θ does not fit the network.
-    pub fn of(self, network: &Network, theta: &Tensor) -> Result<Tensor> {
+    /// When θ does not fit these parameters.
+    pub fn of(self, parameters: &[Parameter], theta: &Tensor) -> Result<Tensor> {
         let theta = theta.f_detach()?;
         match self {
             Self::Unit => Ok(theta.f_ones_like()?),
             Self::Elementwise => Ok(theta.f_abs()?),
             Self::Filter => {
-                let parts = network.parameters().iter().map(|parameter| {
+                let parts = parameters.iter().map(|parameter| {
                     let part = theta.f_narrow(0, parameter.offset, parameter.count())?;
-                    if parameter.shape.len() == 1 {
+                    if parameter.shape.len() < 2 {
                         return Ok(part.f_abs()?);
                     }
                     let rows = part.f_view([parameter.shape[0], -1])?;
@@ -57,7 +57,7 @@ impl fmt::Display for Scale {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flatland_network::Layer;
+    use flatland_network::{Layer, Network};
 
     #[test]
     fn a_filter_is_what_enters_one_unit() {
@@ -66,9 +66,9 @@ mod tests {
         // Two filters of 4, two biases, a row of 2, a bias.
         let theta = Tensor::from_slice(&[1f64, -1., 1., 1., 0., 3., 4., 0., -5., 0., 6., -8., 0.5]);
         let expected = [2f64, 2., 2., 2., 5., 5., 5., 5., 5., 0., 10., 10., 0.5];
-        assert_eq!(Scale::Filter.of(&network, &theta).unwrap(), Tensor::from_slice(&expected));
-        assert_eq!(Scale::Elementwise.of(&network, &theta).unwrap(), theta.abs());
-        assert_eq!(Scale::Unit.of(&network, &theta).unwrap(), theta.ones_like());
-        assert!(Scale::Filter.of(&network, &theta.narrow(0, 0, 5)).is_err());
+        assert_eq!(Scale::Filter.of(network.parameters(), &theta).unwrap(), Tensor::from_slice(&expected));
+        assert_eq!(Scale::Elementwise.of(network.parameters(), &theta).unwrap(), theta.abs());
+        assert_eq!(Scale::Unit.of(network.parameters(), &theta).unwrap(), theta.ones_like());
+        assert!(Scale::Filter.of(network.parameters(), &theta.narrow(0, 0, 5)).is_err());
     }
 }

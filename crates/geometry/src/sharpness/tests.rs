@@ -2,11 +2,11 @@
 //! ones in X, gradient g and Hessian `H = 2 XᵀX / N`.
 
 use super::*;
-use flatland_network::{Examples, Layer, Loss, Network, initialise};
+use flatland_network::{Examples, Layer, Loss, Model, Module, Network, initialise};
 use tch::{Device, Kind, Tensor};
 
 pub(super) struct Quadratic {
-    pub network: Network,
+    pub model: Model,
     pub examples: Examples,
     pub theta: Tensor,
     pub gradient: Tensor,
@@ -37,11 +37,11 @@ impl Quadratic {
         let error = wide.matmul(&theta.unsqueeze(1)) - y;
         let gradient = (wide.tr().matmul(&error) * (2. / count as f64)).flatten(0, -1);
         let examples = Examples::new(x.to_kind(kind), y.to_kind(kind)).unwrap();
-        Self { network, examples, theta: theta.to_kind(kind), gradient, hessian }
+        Self { model: Model::Network(network), examples, theta: theta.to_kind(kind), gradient, hessian }
     }
 
     pub fn objective(&self) -> Objective<'_> {
-        Objective { network: &self.network, examples: &self.examples, loss: Loss::MeanSquaredError }
+        Objective { model: &self.model, examples: &self.examples, loss: Loss::MeanSquaredError }
     }
 
     /// `L(θ + δ) - L(θ)`, in f64.
@@ -55,7 +55,7 @@ impl Quadratic {
 
     /// `diag(T)` in f64.
     fn lengths(&self, scale: Scale) -> Tensor {
-        scale.of(&self.network, &self.theta).unwrap().to_kind(Kind::Double)
+        scale.of(self.model.parameters(), &self.theta).unwrap().to_kind(Kind::Double)
     }
 }
 
@@ -227,7 +227,8 @@ fn adaptive_sharpness_does_not_change_with_the_scale_of_layers() {
         let x = (Tensor::arange(30 * 64, (Kind::Double, Device::Cpu)) * 0.37).sin().view(shape.as_slice());
         let labels = Tensor::arange(30, (Kind::Int64, Device::Cpu)).remainder(3);
         let examples = Examples::new(x, labels).unwrap();
-        let objective = Objective { network: &network, examples: &examples, loss: Loss::CrossEntropy };
+        let model = Model::Network(network.clone());
+        let objective = Objective { model: &model, examples: &examples, loss: Loss::CrossEntropy };
         let theta = initialise(&network, 0, 0, Kind::Double, Device::Cpu).unwrap();
         let ascent = Ascent { steps: 4, restarts: 1, stream: (0, 0) };
         let all = |theta: &Tensor| -> (Vec<f64>, Vec<f64>) {
@@ -296,4 +297,36 @@ fn what_cannot_be_measured_is_refused_or_no_number() {
     let noisy = average_case(&objective, &diverged, 1., Scale::Unit, 2, (0, 0)).unwrap();
     assert!(noisy.rise.is_nan() && noisy.standard_error.is_nan());
     assert!(worst(theta, 1e200, THOROUGH).unwrap().is_infinite());
+}
+
+/// A module of the user's own has the sharpness of the network with its weights.
+#[test]
+fn a_module_is_as_sharp_as_the_network_with_its_weights() {
+    let path = format!("{}/../network/tests/fixtures/modules/dense.pt", env!("CARGO_MANIFEST_DIR"));
+    let module = Module::load("dense", std::fs::read(path).unwrap().into(), Device::Cpu).unwrap();
+    let theta = module.theta().unwrap();
+    let network = Network::dense(&[7, 9, 6, 4], &Layer::Relu).unwrap();
+    let x = (Tensor::arange(300 * 7, (Kind::Double, Device::Cpu)) * 0.37).sin().view([300, 7]);
+    let labels = Tensor::arange(300, (Kind::Int64, Device::Cpu)).remainder(4);
+    let examples = Examples::new(x, labels).unwrap();
+    let ascent = Ascent { steps: 5, restarts: 1, stream: (0, 0) };
+    let all = |model: Model| {
+        let objective = Objective { model: &model, examples: &examples, loss: Loss::CrossEntropy };
+        let mut values = vec![
+            keskar(&objective, &theta, 0.01, ascent).unwrap(),
+            keskar_in_subspace(&objective, &theta, 0.01, 20, (0, 1), ascent).unwrap(),
+        ];
+        for scale in [Scale::Unit, Scale::Elementwise, Scale::Filter] {
+            let worst = worst_case(&objective, &theta, 0.3, scale, ascent).unwrap();
+            let average = average_case(&objective, &theta, 0.1, scale, 5, (0, 0)).unwrap();
+            values.extend([worst.one_step, worst.rise, average.rise, average.standard_error]);
+        }
+        assert!(objective.losses(&theta.narrow(0, 1, 5).unsqueeze(0)).is_err());
+        assert!(keskar(&objective, &theta.narrow(0, 1, 5), 0.01, ascent).is_err());
+        values
+    };
+    let (ours, theirs) = (all(Model::Network(network)), all(Model::Module(module)));
+    for (index, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+        assert!((a / b - 1.).abs() < 1e-9, "{index}: {a} {b}");
+    }
 }

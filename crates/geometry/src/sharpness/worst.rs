@@ -32,7 +32,7 @@ pub fn worst_case(
 ) -> Result<WorstCase> {
     check_length("the radius ρ", rho)?;
     objective.check(theta)?;
-    let map = Map::Diagonal(scale.of(objective.network, theta)?);
+    let map = Map::Diagonal(scale.of(objective.model.parameters(), theta)?);
     let found = highest(objective, theta, Region::Ball(rho), &map, ascent)?;
     Ok(WorstCase { one_step: found.one_step - found.centre, rise: found.most - found.centre })
 }
