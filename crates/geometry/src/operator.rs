@@ -1,6 +1,6 @@
 //! Curvature as something to multiply vectors with: the Hessian and the Gauss-Newton matrix over all examples, without forming them.
 //!
-//! Networks that [`Linearised`] knows are multiplied by the R-operator (Pearlmutter 1994), the others by differentiating a graph twice:
+//! Networks are multiplied by the R-operator (Pearlmutter 1994), modules of the user's own by differentiating a graph twice:
 //! `H v = ∇(g · v)` for several v on one graph of g, and `G v = Jᵀ (H_L (J v))` with `J v = ∂(Jᵀu · v)/∂u`, u being any.
 //!
 //! The examples go through in pieces of a fixed size, and their sums are added in a fixed order: the numbers do not depend on the number
@@ -105,14 +105,10 @@ fn check_vectors(operator: &dyn Symmetric, vectors: &Tensor) -> Result<(), Curva
 const CPU_PIECE: [i64; 2] = [64, 256];
 /// On an accelerator, launches weigh more.
 const DEVICE_PIECE: i64 = 2048;
-/// Numbers of the widest activation of a piece whose graph is differentiated twice, on a CPU.
-const CPU_GRAPH: i64 = 1 << 19;
-/// The same on an accelerator.
-const DEVICE_GRAPH: i64 = 1 << 26;
 /// Sums that are added in order; so many threads can be kept busy at most.
 const GROUPS: usize = 32;
-/// What the linearised pieces may take together: beyond, they are made anew for each product.
-const KEPT_BYTES: i64 = 1 << 30;
+/// What the linearised pieces may take together, on a CPU and on an accelerator: beyond, they are made anew for each product.
+const KEPT_BYTES: [i64; 2] = [1 << 30, 4 << 30];
 /// Vectors at once.
 const TOGETHER: i64 = 16;
 
@@ -179,17 +175,15 @@ impl CurvatureOperator {
         let (x, targets) = examples.part(0, 1)?;
         let x = x.f_to_kind(theta.kind())?;
         let _ = loss.mean(&network.predict(&theta, &x)?, &cast(&targets, theta.kind())?)?;
-        let fits = Linearised::of(network, &theta, &x, &cast(&targets, theta.kind())?, loss, 1.)?.is_some();
-        let piece = match (fits, theta.device() == Device::Cpu) {
-            (true, true) => CPU_PIECE[usize::from(network.input().len() == 1)],
-            (true, false) => DEVICE_PIECE,
-            (false, true) => CPU_GRAPH / network.widest(),
-            (false, false) => DEVICE_GRAPH / network.widest(),
-        };
-        let keeps = fits && Linearised::bytes(network, theta.kind()) * examples.count() <= KEPT_BYTES;
+        let _ = Linearised::of(network, &theta, &x, &cast(&targets, theta.kind())?, loss, 1.)?;
+        let convolutional = network.input().len() == 3;
+        let options = (theta.kind(), theta.device());
+        let device = usize::from(options.1 != Device::Cpu);
+        let piece = if device == 0 { CPU_PIECE[usize::from(!convolutional)] } else { DEVICE_PIECE };
+        let keeps = Linearised::bytes(network, options) * examples.count() <= KEPT_BYTES[device];
         let model = || Ok(Model::Network(network.clone()));
-        let one_by_one = network.input().len() == 3;
-        Self::start(&model, &theta, (examples, loss), Plan { piece, fits, keeps, one_by_one }, threads)
+        let one_by_one = convolutional && device == 0;
+        Self::start(&model, &theta, (examples, loss), Plan { piece, keeps, one_by_one }, threads)
     }
 
     /// The same of a module, by differentiating its graph twice; on a CPU each thread has a copy of it.
@@ -210,7 +204,7 @@ impl CurvatureOperator {
             module.set(&theta)?;
             Ok(Model::Module(module))
         };
-        let plan = Plan { piece: module.piece(examples)?, fits: false, keeps: false, one_by_one: false };
+        let plan = Plan { piece: module.piece(examples)?, keeps: false, one_by_one: false };
         Self::start(&model, &theta, (examples, loss), plan, threads)
     }
 
@@ -218,7 +212,7 @@ impl CurvatureOperator {
         model: &dyn Fn() -> Result<Model, NetworkError>,
         theta: &Tensor,
         (examples, loss): (&Examples, Loss),
-        Plan { piece, fits, keeps, one_by_one }: Plan,
+        Plan { piece, keeps, one_by_one }: Plan,
         threads: usize,
     ) -> Result<Self, CurvatureError> {
         let on_cpu = theta.device() == Device::Cpu;
@@ -237,7 +231,6 @@ impl CurvatureOperator {
                 examples: examples.share(),
                 loss,
                 piece,
-                fits,
                 keeps,
                 groups: mine.collect(),
                 kept: BTreeMap::new(),
@@ -312,7 +305,6 @@ impl CurvatureOperator {
 /// How the examples go through.
 struct Plan {
     piece: i64,
-    fits: bool,
     keeps: bool,
     one_by_one: bool,
 }
@@ -405,7 +397,6 @@ struct Share {
     examples: Examples,
     loss: Loss,
     piece: i64,
-    fits: bool,
     keeps: bool,
     /// Which group, and where its pieces begin.
     groups: Vec<(usize, Vec<i64>)>,
@@ -417,15 +408,15 @@ impl Share {
     fn group(&mut self, index: usize, job: &Job) -> Result<Tensor, CurvatureError> {
         let starts = self.groups[index].1.clone();
         let network = match &self.model {
-            Model::Network(network) if self.fits => network,
-            _ => {
+            Model::Network(network) => network,
+            Model::Module(module) => {
                 let mut sum = job.vectors.f_zeros_like()?;
                 for start in starts {
-                    let part = self.by_graph(start, job).map_err(|error| match (&self.model, error) {
-                        (Model::Module(module), CurvatureError::Network(NetworkError::Torch(error))) => {
+                    let part = self.by_graph(module, start, job).map_err(|error| match error {
+                        CurvatureError::Network(NetworkError::Torch(error)) => {
                             module.not_twice(&error).into()
                         }
-                        (_, error) => error,
+                        error => error,
                     })?;
                     sum = sum.f_add_(&part)?;
                 }
@@ -441,9 +432,6 @@ impl Share {
             }
             let (x, targets, share) = self.part(start)?;
             let piece = Linearised::of(network, &self.theta, &x, &targets, self.loss, share)?;
-            let piece = piece.ok_or_else(|| {
-                NetworkError::Setting("a piece of the examples does not fit as its first did".into())
-            })?;
             piece.add_products(job.curvature, &directions, &sums)?;
             if self.keeps {
                 self.kept.insert(start, piece);
@@ -460,38 +448,29 @@ impl Share {
         Ok((x.f_to_kind(kind)?, cast(&targets, kind)?, 1. / count as f64))
     }
 
-    fn by_graph(&self, start: i64, job: &Job) -> Result<Tensor, CurvatureError> {
+    fn by_graph(&self, module: &Module, start: i64, job: &Job) -> Result<Tensor, CurvatureError> {
         let (x, targets, share) = self.part(start)?;
         let share = share * x.size()[0] as f64;
-        let (leaves, outputs) = match &self.model {
-            Model::Network(network) => {
-                let leaf = self.theta.f_detach()?.f_set_requires_grad(true)?;
-                let outputs = network.forward(&leaf, &x)?;
-                (vec![leaf], outputs)
-            }
-            Model::Module(module) => {
-                (module.leaves().iter().map(Tensor::shallow_clone).collect(), module.forward(&x)?)
-            }
-        };
+        let (leaves, outputs) = (module.leaves(), module.forward(&x)?);
         let count = job.vectors.size()[0];
         let mut rows = Vec::with_capacity(count as usize);
         match job.curvature {
             Curvature::Hessian => {
                 let mean = self.loss.mean(&outputs, &targets)?.f_mul_scalar(share)?;
-                let gradient = derivative(&mean, &leaves, true, true)?;
+                let gradient = derivative(&mean, leaves, true, true)?;
                 if !gradient.requires_grad() {
                     // A loss that is linear in θ.
                     return Ok(job.vectors.f_zeros_like()?);
                 }
                 for row in 0..count {
                     let along = gradient.f_dot(&job.vectors.f_select(0, row)?)?;
-                    rows.push(derivative(&along, &leaves, row + 1 < count, false)?);
+                    rows.push(derivative(&along, leaves, row + 1 < count, false)?);
                 }
             }
             Curvature::GaussNewton => {
                 let u = outputs.f_zeros_like()?.f_set_requires_grad(true)?;
                 let along_u = outputs.f_mul(&u)?.f_sum(None)?;
-                let pulled = derivative(&along_u, &leaves, true, true)?;
+                let pulled = derivative(&along_u, leaves, true, true)?;
                 // The loss as a function of the outputs alone.
                 let by_outputs = outputs.f_detach()?.f_set_requires_grad(true)?;
                 let mean = self.loss.mean(&by_outputs, &targets)?.f_mul_scalar(share)?;
@@ -501,7 +480,7 @@ impl Share {
                     let along = slope.f_mul(&pushed.f_detach()?)?.f_sum(None)?;
                     let bent = derivative_by(&along, &by_outputs, false)?.f_detach()?;
                     let back = outputs.f_mul(&bent)?.f_sum(None)?;
-                    rows.push(derivative(&back, &leaves, row + 1 < count, false)?);
+                    rows.push(derivative(&back, leaves, row + 1 < count, false)?);
                 }
             }
         }
