@@ -37,7 +37,7 @@ pub struct BlockGradient {
 }
 
 /// Rows of a kernel are handled as vectors of eight.
-const MAX_KERNEL: usize = 8;
+pub const MAX_KERNEL: usize = 8;
 /// Below this many input channels our convolution is faster than libtorch's, which is made for more.
 const OWN_CONVOLUTION_CHANNELS: usize = 3;
 
@@ -103,6 +103,39 @@ pub fn forward(
         kernels::pool(slice(&convolved), rows, &mut winners, shape, rectified);
     }
     Ok((y, Saved { x, winners, padding }))
+}
+
+/// From so many output channels on, they fill a vector well enough.
+const LANES_OF_OUTPUTS: i64 = 12;
+
+/// [`forward`] without what the backward pass needs. Many output channels go side by side in a vector, and the convolution's outputs never
+/// leave the registers.
+pub fn evaluate(x: &Tensor, weight: &Tensor, bias: &Tensor, padding: i64, rectified: bool) -> Result<Tensor> {
+    let few = (x.size()[1] as usize) <= OWN_CONVOLUTION_CHANNELS;
+    if few || weight.size()[0] < LANES_OF_OUTPUTS {
+        return Ok(forward(x, weight, bias, padding, rectified)?.0);
+    }
+    assert!(fits(x, weight), "callers ask first");
+    let _no_grad = tch::no_grad_guard();
+    let x =
+        if padding > 0 { x.f_constant_pad_nd([padding; 4])? } else { x.shallow_clone() }.f_contiguous()?;
+    let shape = Shape::of(&x, weight);
+    let y = Tensor::f_empty(shape.pooled(), (Kind::Float, Device::Cpu))?;
+    // Taps by outputs, these padded with zeros to whole vectors.
+    let room = (16 - weight.size()[0] % 16) % 16;
+    let wide = |t: &Tensor| t.f_constant_pad_nd([0, room])?.f_contiguous();
+    let taps = wide(&weight.f_flatten(1, -1)?.f_transpose(0, 1)?)?;
+    let bias = wide(bias)?;
+    // SAFETY: y was just made.
+    kernels::convolve_outputs_side_by_side(
+        slice(&x),
+        slice(&taps),
+        slice(&bias),
+        unsafe { slice_mut(&y) },
+        shape,
+        rectified,
+    );
+    Ok(y)
 }
 
 /// Gradients from the one with respect to the block's output, `[B, O, H' / 2, W' / 2]`.
@@ -212,6 +245,11 @@ mod kernels {
         unreachable!()
     }
 
+    #[rustfmt::skip]
+    pub fn convolve_outputs_side_by_side(_: &[f32], _: &[f32], _: &[f32], _: &mut [f32], _: Shape, _: bool) {
+        unreachable!()
+    }
+
     pub fn weight_gradient(_: &Open, _: &[f32], _: &mut [f32], _: &mut [f32], _: Shape) {
         unreachable!()
     }
@@ -236,9 +274,9 @@ mod kernels {
         __m256, __m512, _CMP_GT_OQ, _CMP_LE_OQ, _CMP_UNORD_Q, _mm256_cmp_ps_mask, _mm256_fmadd_ps,
         _mm256_loadu_ps, _mm256_mask_blend_epi32, _mm256_mask_cvtepi32_storeu_epi8, _mm256_mask_mov_ps,
         _mm256_mask_storeu_ps, _mm256_maskz_loadu_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps,
-        _mm256_setzero_si256, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_maskz_loadu_ps, _mm512_permutexvar_ps, _mm512_set_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        _mm256_setzero_si256, _mm256_storeu_ps, _mm512_castps512_ps256, _mm512_cmp_ps_mask, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_mask_mov_ps, _mm512_maskz_loadu_ps, _mm512_permutexvar_ps, _mm512_set_epi32,
+        _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     /// The lowest `count` lanes.
@@ -423,6 +461,105 @@ mod kernels {
                         pool_windows(upper[n], lower[n], y, winners, count, place.rectified);
                     }
                 }
+            }
+        }
+        N
+    }
+
+    /// Windows of a row whose sums are kept in registers together, four vectors each.
+    const WINDOWS: usize = 5;
+
+    /// Convolution, bias, pooling and ReLU in one pass, sixteen outputs at a time. `taps` `[C K K, O']` and `bias` `[O']`, O' the next
+    /// multiple of sixteen.
+    pub fn convolve_outputs_side_by_side(
+        x: &[f32],
+        taps: &[f32],
+        bias: &[f32],
+        y: &mut [f32],
+        shape: Shape,
+        rectified: bool,
+    ) {
+        let (rows, columns) = shape.windows();
+        let image = shape.inputs * shape.height * shape.width;
+        let (windows, wide) = (rows * columns, bias.len());
+        assert!(wide == shape.outputs.next_multiple_of(LANES));
+        assert!(taps.len() == shape.inputs * shape.kernel * shape.kernel * wide);
+        assert!(x.len() == shape.batch * image && y.len() == shape.batch * shape.outputs * windows);
+        let mut pooled = vec![0f32; windows * LANES];
+        for (x, y) in x.chunks_exact(image).zip(y.chunks_exact_mut(shape.outputs * windows)) {
+            for output in (0..shape.outputs).step_by(LANES) {
+                for row in 0..rows {
+                    let mut column = 0;
+                    while column < columns {
+                        let place = [row, column, output];
+                        let into = &mut pooled[(row * columns + column) * LANES..];
+                        // SAFETY: the caller checked the processor; the lengths were checked above.
+                        column += unsafe {
+                            match columns - column {
+                                WINDOWS.. => windows_of::<WINDOWS>(x, taps, bias, into, shape, place),
+                                4 => windows_of::<4>(x, taps, bias, into, shape, place),
+                                3 => windows_of::<3>(x, taps, bias, into, shape, place),
+                                2 => windows_of::<2>(x, taps, bias, into, shape, place),
+                                _ => windows_of::<1>(x, taps, bias, into, shape, place),
+                            }
+                        };
+                    }
+                }
+                let here = (shape.outputs - output).min(LANES);
+                for (lane, y) in y[output * windows..].chunks_exact_mut(windows).take(here).enumerate() {
+                    for (y, lanes) in y.iter_mut().zip(pooled.chunks_exact(LANES)) {
+                        let value = lanes[lane];
+                        // NaN stays.
+                        *y = if rectified && value <= 0. { 0. } else { value };
+                    }
+                }
+            }
+        }
+    }
+
+    /// N windows of a row for sixteen outputs: the largest of each window's four sums, `[N, 16]`.
+    #[target_feature(enable = "avx512f,avx512vl,fma")]
+    unsafe fn windows_of<const N: usize>(
+        x: &[f32],
+        taps: &[f32],
+        bias: &[f32],
+        into: &mut [f32],
+        shape: Shape,
+        [row, column, output]: [usize; 3],
+    ) -> usize {
+        let Shape { inputs, height, width, kernel, .. } = shape;
+        let wide = bias.len();
+        assert!(into.len() >= N * LANES);
+        // SAFETY: `output + 16 <= wide`; a window's last number is in row 2 rows - 1 + kernel - 1 < height and in column
+        // 2 columns - 1 + kernel - 1 < width.
+        unsafe {
+            let start = _mm512_loadu_ps(bias.as_ptr().add(output));
+            let mut sums = [[[start; 2]; 2]; N];
+            for input in 0..inputs {
+                for ky in 0..kernel {
+                    let from = x.as_ptr().add((input * height + 2 * row + ky) * width + 2 * column);
+                    let tap = taps.as_ptr().add((input * kernel + ky) * kernel * wide + output);
+                    for kx in 0..kernel {
+                        let w = _mm512_loadu_ps(tap.add(kx * wide));
+                        for (n, sums) in sums.iter_mut().enumerate() {
+                            for (lower, sums) in sums.iter_mut().enumerate() {
+                                for (right, sum) in sums.iter_mut().enumerate() {
+                                    let at = from.add(lower * width + 2 * n + right + kx);
+                                    *sum = _mm512_fmadd_ps(w, _mm512_set1_ps(*at), *sum);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            for (n, [[a, b], [c, d]]) in sums.into_iter().enumerate() {
+                let mut largest = a;
+                for next in [b, c, d] {
+                    let greater = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(next, largest)
+                        | _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(next, next);
+                    largest = _mm512_mask_mov_ps(largest, greater, next);
+                }
+                _mm512_storeu_ps(into.as_mut_ptr().add(n * LANES), largest);
             }
         }
         N
@@ -726,9 +863,14 @@ mod tests {
         let gradient = whole_numbers(&y.size(), 99);
         let [expected, dw, db, dx] = plain(x, weight, bias, padding, rectified, &gradient);
         let ours = backward(&saved, weight, &gradient, true).unwrap();
-        for (name, ours, plain) in
-            [("y", y, expected), ("dW", ours.weight, dw), ("db", ours.bias, db), ("dx", ours.x.unwrap(), dx)]
-        {
+        let alone = evaluate(x, weight, bias, padding, rectified).unwrap();
+        for (name, ours, plain) in [
+            ("y alone", alone, expected.shallow_clone()),
+            ("y", y, expected),
+            ("dW", ours.weight, dw),
+            ("db", ours.bias, db),
+            ("dx", ours.x.unwrap(), dx),
+        ] {
             assert!(ours.equal(&plain), "{name}: {ours} instead of {plain}");
         }
     }
@@ -738,7 +880,7 @@ mod tests {
 
         #[test]
         fn equals_plain_operators(
-            batch in 1i64..4, inputs in 1i64..11, outputs in 1i64..9, kernel in 1i64..=8, padding in 0i64..3,
+            batch in 1i64..4, inputs in 1i64..11, outputs in 1i64..35, kernel in 1i64..=8, padding in 0i64..3,
             height in 9i64..22, width in 9i64..40, rectified: bool, seed: u64,
         ) {
             tch::set_num_threads(1);

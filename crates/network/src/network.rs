@@ -345,7 +345,7 @@ impl Network {
                 && let [Step::MaxPool { size: 2, rectified }, after @ ..] = rest
                 && block::fits(&y, &parameters[weight])
             {
-                y = block::forward(&y, &parameters[weight], &parameters[weight + 1], padding, *rectified)?.0;
+                y = block::evaluate(&y, &parameters[weight], &parameters[weight + 1], padding, *rectified)?;
                 steps = after;
             } else if fused
                 && let Step::Dense { weight } = *step
