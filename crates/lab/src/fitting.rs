@@ -208,8 +208,21 @@ struct Replayed {
     /// Of this epoch, `[M]`, and the squares of its gradient by layer, `[M, L]`.
     loss: Tensor,
     squares: Tensor,
+    /// Adam's, `[epochs, 2]`, and where it reads those of this epoch.
+    corrections: Option<Tensor>,
+    row: Tensor,
     /// Where it keeps the losses of the last and the last but one epoch, and counts epochs, `[M]` each: to be there as long as it is.
     _kept: [Tensor; 3],
+}
+
+impl Replayed {
+    /// Replays it, `index` epochs after the one that was recorded.
+    fn replay(&self, index: u32) -> Result<()> {
+        if let Some(corrections) = &self.corrections {
+            self.row.shallow_clone().f_copy_(&corrections.f_get(i64::from(index))?)?;
+        }
+        Ok(self.graph.replay()?)
+    }
 }
 
 /// Fits all, chunks side by side, the longest first; returns one [`Fitted`] a seed for each fit, in the order given.
@@ -335,17 +348,14 @@ impl<'a> Fit<'a> {
     }
 
     /// The loop. A row that is done goes on moving, but what counts is its θ at that moment, which is put aside: no row waits
-    /// for the host, and none touches another. On a GPU all epochs but the
-    /// first and the last are replays of one, except Adam's.
+    /// for the host, and none touches another. On a GPU all epochs but the first and the last are replays of one.
     fn train(
         &self,
         device: Device,
         seeds: &[u64],
         mut pause: impl FnMut(u32) -> Result<()>,
     ) -> Result<Numbers> {
-        // Adam's steps differ by its corrections: what feeds them into a recording has not been proven on a card yet.
-        let alike = !matches!(self.optimiser, OptimiserSettings::Adam { .. });
-        let recorder = (alike && self.epochs >= WORTH_RECORDING).then(|| Recorder::new(device)).flatten();
+        let recorder = (self.epochs >= WORTH_RECORDING).then(|| Recorder::new(device)).flatten();
         let examples = self.grid.examples(self.target, Kind::Float, device)?;
         let (x, targets) = (examples.inputs()?, examples.targets());
         let models: Vec<(u64, u32)> = seeds.iter().map(|&seed| (seed, self.stream)).collect();
@@ -373,7 +383,7 @@ impl<'a> Fit<'a> {
             }
             let replay = replayed.as_ref().filter(|_| epoch < self.epochs);
             let (loss, gradient, of_layers) = if let Some(replayed) = replay {
-                replayed.graph.replay()?;
+                replayed.replay(epoch - WARM)?;
                 optimiser.count(1);
                 let [loss, squares] = [&replayed.loss, &replayed.squares].map(Tensor::shallow_clone);
                 (loss, None, Some(squares))
@@ -450,6 +460,7 @@ impl<'a> Fit<'a> {
         let mut loss = last.f_detach_copy()?;
         let mut squares = Tensor::f_zeros([count, layers.size()[1]], (Kind::Float, device))?;
         let mut clock = Tensor::f_full([count], f64::from(WARM), (Kind::Double, device))?;
+        let corrections = optimiser.corrections(u64::from(self.epochs - WARM), theta)?;
         let row = Tensor::f_zeros([2], (Kind::Double, device))?;
         let graph = recorder.record(|| {
             let batch = loss_and_gradient(self.network, theta, x, targets, Loss::MeanSquaredError)?;
@@ -471,7 +482,14 @@ impl<'a> Fit<'a> {
             let _ = clock.f_add_scalar_(1.)?;
             optimiser.recorded_step(theta, batch.gradient, &row)
         });
-        Ok(graph.map(|graph| Replayed { graph, loss, squares, _kept: [last, earlier, clock] }))
+        Ok(graph.map(|graph| Replayed {
+            graph,
+            loss,
+            squares,
+            corrections,
+            row,
+            _kept: [last, earlier, clock],
+        }))
     }
 
     /// Which rows are done, a Boolean `[M]`; `before` holds the losses of the last and the last but one epoch.
@@ -547,6 +565,7 @@ fn layer_of_parameter(network: &Network, device: Device) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flatland_network::device::{DeviceChoice, choose};
     use flatland_network::evaluate;
 
     const SEEDS: [u64; 3] = [4, 5, 6];
@@ -607,6 +626,36 @@ mod tests {
             let evaluated = evaluate(&network, &row.theta, &examples, Loss::MeanSquaredError).unwrap();
             assert!((evaluated.loss - row.loss).abs() < 1e-6);
         }
+    }
+
+    /// On an accelerator, where there is one: against the CPU, whose epochs are not recorded.
+    #[test]
+    fn recorded_epochs_are_those_of_the_cpu() {
+        let Ok(chosen) = choose(DeviceChoice::Cuda(0)) else { return };
+        let (network, target) = (small(), "sin(3*x)".parse().unwrap());
+        let stops = [Stop::Never, Stop::GradientBelow(0.3)];
+        for optimiser in [
+            OptimiserSettings::Adam { lr: 1e-2, weight_decay: 1e-3 },
+            OptimiserSettings::RmsProp { lr: 1e-3, weight_decay: 0. },
+        ] {
+            for stop in stops {
+                let fit = Fit { optimiser, ..fit(&network, &target, 250, stop) };
+                let of = |device| {
+                    let numbers = fit.train(device, &SEEDS, |_| Ok(())).unwrap();
+                    fit.unpack(&numbers, SEEDS.len()).unwrap()
+                };
+                for (found, expected) in of(chosen.device).iter().zip(of(Device::Cpu)) {
+                    assert!(found.epochs.abs_diff(expected.epochs) < 3, "{optimiser:?}, {stop:?}");
+                    for (a, b) in found.records.iter().zip(&expected.records) {
+                        let close = (a.loss - b.loss).abs() < 1e-3 * b.loss
+                            && (a.gradient_norm() - b.gradient_norm()).abs()
+                                < 1e-2 * b.gradient_norm() + 1e-4;
+                        assert!(close, "{optimiser:?}, {stop:?}: {a:?} {b:?}");
+                    }
+                }
+            }
+        }
+        assert!(Recorder::new(chosen.device).is_some(), "a recording was refused");
     }
 
     /// What an accelerator would do.
