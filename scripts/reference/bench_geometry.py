@@ -3,7 +3,7 @@
 Started by scripts/bench, which builds the example and sets the number of threads. What the example takes:
 
     geometry TASK --weights FILE --directions FILE --data DIR --examples N [--vectors K] [--tolerance T] [--points N]
-             [--seed S] --rounds R
+             [--seed S] [--device D] --rounds R
 
 - LeNet with the weights of FILE (safetensors, PyTorch's names), the mean cross-entropy over the first N training images of
   DIR/mnist (IDX, packed or not; padded to 32x32, normalised by 0.1307 and 0.3081), f32, no weight decay, all cores.
@@ -38,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from page import origin, told, write
@@ -69,8 +70,16 @@ class Work:
         return self.task in ("hvp", "ggn")
 
 
-def works(points: int) -> dict[str, Work]:
-    """All that is measured, by the names of --only."""
+def works(points: int, device: str) -> dict[str, Work]:
+    """All that is measured, by the names of --only. On a GPU, the peers that are there, PyHessian not among them."""
+    there = {"pytorch"} | {name for name in ("curvlinops", "pyhessian") if device == "cpu" or name != "pyhessian" and find_spec(name)}
+    every = all_works(points)
+    for work in every.values():
+        work.peers = tuple(peer for peer in work.peers if peer in there)
+    return every
+
+
+def all_works(points: int) -> dict[str, Work]:
     products = ("curvlinops", "pytorch")
     return {
         "hvp": Work("hvp", "Hessian-vector products, one vector", products, "products/s"),
@@ -115,7 +124,7 @@ class Bench:
 
     def files(self) -> list[str]:
         files = ["--data", self.options.data, "--weights", self.weights, "--directions", self.directions]
-        return [*map(str, files), "--examples", str(self.options.examples)]
+        return [*map(str, files), "--examples", str(self.options.examples), "--device", self.options.device]
 
     def python(self, *arguments: str) -> str:
         return ran([sys.executable, str(HERE / "geometry.py"), *arguments])
@@ -150,7 +159,8 @@ class Bench:
         options = self.options
         arguments = [*self.files(), "--vectors", str(work.vectors), "--tolerance", str(options.tolerance)]
         arguments += ["--points", str(options.peer_points), "--probes", str(options.probes), "--seed", str(seed)]
-        arguments += ["--repeats", str(max(1, 4 // work.vectors)), "--choice", json.dumps(self.choices[name][peer])]
+        repeats = max(1, 4 // work.vectors) if options.device == "cpu" else 20
+        arguments += ["--repeats", str(repeats), "--choice", json.dumps(self.choices[name][peer])]
         return json.loads(self.python("measure", peer, work.task, *arguments))
 
 
@@ -300,6 +310,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--only")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--tolerance", type=float, default=1e-3)
     defaults = {"rounds": 5, "examples": 10_000, "points": 51, "peer-points": 11, "probes": 48}
     for name, default in defaults.items():
@@ -314,7 +325,7 @@ def main() -> None:
     options = arguments()
     # Ended from outside, too, it leaves neither files nor a side behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    every = works(options.points)
+    every = works(options.points, options.device)
     names = options.only.split(",") if options.only else list(every)
     unknown = [name for name in names if name not in every]
     if unknown:
@@ -327,6 +338,7 @@ def main() -> None:
     versions = ", ".join(
         f"{name} {importlib.metadata.version(package)}"
         for name, package in [("curvlinops", "curvlinops-for-pytorch"), ("PyHessian", "pyhessian"), ("SciPy", "scipy")]
+        if find_spec(name.lower())
     )
     chosen_ways = ". ".join(
         f"{name}: " + "; ".join(f"{NAMES[peer]} ({ways(choice)})" for peer, choice in peers.items())
@@ -335,7 +347,7 @@ def main() -> None:
     tasks = {work.task for work in chosen.values()}
     lines = [
         f"LeNet (61,706 parameters) after two epochs, the first {options.examples:,} training images of MNIST (32x32, normalised), mean "
-        f"cross-entropy, f32, no weight decay, tolerance {options.tolerance:g}. The same weights, images and vectors for both sides, all "
+        f"cross-entropy, f32, no weight decay, tolerance {options.tolerance:g}, device {options.device}. The same weights, images and vectors for both sides, all "
         "cores for either. Both sides are warm: start-up, reading files and a first call are not in the times. Medians (min–max) "
         f"of {options.rounds} round(s), the sides in turn; above 1 in the last column means that Flatland is faster.",
         "", *table(chosen, measured, options), "",
@@ -355,12 +367,13 @@ def main() -> None:
         f"trials on 2,500 images; glibc's allocator told to keep blocks, eager mode (torch.compile was not tried). PyTorch, tuned: the fastest of double "
         "backward (its first-order graph kept or not), forward over reverse and reverse over forward mode, and Pearlmutter's R-operator written out for "
         f"LeNet ('kept': what does not depend on the vector is kept). Chosen: {chosen_ways}.",
-        f"- {versions}.",
+        *([f"- {versions}."] if versions else []),
         *origin(),
     ]  # fmt: skip
     # A part does not replace the whole.
     part = "".join(f"-{name}" for name in names) if options.only else ""
-    title = "Curvature and loss surfaces" + (f": {', '.join(names)}" if options.only else "")
+    part += "" if options.device == "cpu" else f"-{options.device.partition(':')[0]}"
+    title = f"Curvature and loss surfaces{'' if options.device == 'cpu' else ' on CUDA'}" + (f": {', '.join(names)}" if options.only else "")
     write(options.page, f"geometry{part}", title, lines)
 
 

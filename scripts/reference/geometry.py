@@ -7,7 +7,8 @@
     geometry.py measure PEER TASK … --choice JSON      one measurement
     geometry.py top5    --data DIR --weights FILE      curvlinops' five largest eigenvalues; trains first where FILE is missing
 
-with `… = --data DIR --weights FILE --directions FILE [--examples N] [--vectors K] [--tolerance T] [--points N] [--probes N]`
+with `… = --data DIR --weights FILE --directions FILE [--examples N] [--vectors K] [--tolerance T] [--points N] [--probes N]
+[--device D]`
 and these tasks and peers:
 
     hvp, ggn    products with the Hessian or the generalised Gauss-Newton matrix    curvlinops, pytorch
@@ -83,8 +84,10 @@ class Share:
         images, labels = data(options["data"], options["examples"])
         part = slice(index * len(labels) // choice["processes"], (index + 1) * len(labels) // choice["processes"])
         self.weight = (part.stop - part.start) / len(labels)
-        net = network(load_file(options["weights"]), choice)
-        self.product = WAYS[matrix][choice["way"]](net, chunks(images[part], labels[part], choice), choice)
+        self.device = options["device"]
+        net = network(load_file(options["weights"]), choice).to(self.device)
+        images, labels = images[part].to(self.device), labels[part].to(self.device)
+        self.product = WAYS[matrix][choice["way"]](net, chunks(images, labels, choice), choice)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         found = self.product(vectors)
@@ -134,14 +137,22 @@ def directions(options: dict, name: str) -> Tensor:
     return load_file(options["directions"])[name]
 
 
+def settle() -> None:
+    """Waits for what a GPU still has to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def timed(work: Callable[[], object]) -> tuple[float, object]:
+    settle()
     start = time.perf_counter()
     found = work()
+    settle()
     return time.perf_counter() - start, found
 
 
 def measure_products(options: dict, matrix: str, choice: dict, repeats: int) -> dict:
-    vectors = directions(options, "vectors")[: options["vectors"]].contiguous()
+    vectors = directions(options, "vectors")[: options["vectors"]].contiguous().to(options["device"])
     of = Matrix(options, matrix, choice)
     of(vectors)
     seconds, found = timed(lambda: [of(vectors) for _ in range(repeats)][-1])
@@ -162,7 +173,7 @@ def measure_eigsh(options: dict, choice: dict) -> dict:
     of = Matrix(options, "hvp", choice)
 
     def matvec(vector: np.ndarray) -> np.ndarray:
-        return of(torch.from_numpy(vector.astype(np.float32)).view(1, -1)).numpy()[0]
+        return of(torch.from_numpy(vector.astype(np.float32)).view(1, -1).to(options["device"])).cpu().numpy()[0]
 
     operator = LinearOperator((count, count), matvec=matvec, dtype=np.float32)
     matvec(start)
@@ -171,8 +182,8 @@ def measure_eigsh(options: dict, choice: dict) -> dict:
     seconds, (values, found) = timed(lambda: eigsh(operator, **solve))
     products = of.products
     order = np.argsort(-values)
-    vectors = torch.from_numpy(found.T[order].astype(np.float32).copy())
-    values = torch.from_numpy(values[order].astype(np.float64).copy())
+    vectors = torch.from_numpy(found.T[order].astype(np.float32).copy()).to(options["device"])
+    values = torch.from_numpy(values[order].astype(np.float64).copy()).to(options["device"])
     residuals = residuals_of(of, values, vectors)
     return {"eigenvalues": values.tolist(), "residuals": residuals, "products": products, "seconds": seconds}
 
@@ -285,12 +296,12 @@ def measure_trace(options: dict, choice: dict) -> dict:
     def probes(of: Matrix) -> list[float]:
         values: list[float] = []
         while len(values) < options["probes"]:
-            signs = torch.randint(0, 2, (BLOCK, count), generator=generator).float().mul_(2).sub_(1)
+            signs = torch.randint(0, 2, (BLOCK, count), generator=generator).to(options["device"]).float().mul_(2).sub_(1)
             values += (of(signs) * signs).sum(1).tolist()
         return values
 
     of = Matrix(options, "hvp", choice)
-    of(directions(options, "vectors")[:BLOCK].contiguous())
+    of(directions(options, "vectors")[:BLOCK].contiguous().to(options["device"]))
     seconds, values = timed(lambda: probes(of))
     return {**estimate(values), "seconds": seconds}
 
@@ -304,10 +315,11 @@ class Points:
         keep_large_blocks()
         torch.set_num_threads(choice["threads"])
         images, labels = data(options["data"], options["examples"])
-        self.parts, self.count = chunks(images, labels, choice), len(labels)
-        self.net = network(load_file(options["weights"]), choice)
+        device = options["device"]
+        self.parts, self.count = chunks(images.to(device), labels.to(device), choice), len(labels)
+        self.net = network(load_file(options["weights"]), choice).to(device)
         self.theta = flat(self.net.parameters())
-        self.u, self.v = directions(options, "u"), directions(options, "v")
+        self.u, self.v = directions(options, "u").to(device), directions(options, "v").to(device)
         # The parameters are views of one vector, so that a point is two additions.
         self.here = self.theta.clone()
         for parameter, part in zip(self.net.parameters(), split(self.here, list(self.net.parameters()))):
@@ -318,7 +330,7 @@ class Points:
         losses = []
         for a, b in points:
             torch.add(self.theta, self.u, alpha=a, out=self.here).add_(self.v, alpha=b)
-            total = torch.zeros((), dtype=torch.double)
+            total = torch.zeros((), dtype=torch.double, device=self.here.device)
             for x, y in self.parts:
                 total += F.cross_entropy(self.net(x), y, reduction="sum")
             losses.append(total / self.count)
@@ -365,12 +377,14 @@ def measure_surface(options: dict, choice: dict) -> dict:
 # Which variant of a peer is the fastest: one setting after the other, each at its best value for those before.
 
 
-def alternatives(peer: str, task: str, vectors: int) -> Iterator[tuple[dict, dict[str, list]]]:
+def alternatives(peer: str, task: str, vectors: int, device: str) -> Iterator[tuple[dict, dict[str, list]]]:
     """Where to start, and what else each setting may be."""
     images = {"pool": ["relu-first", "relu-last", "views"], "channels_last": [False, True]}
     sizes = {"chunk": [50, 100, 500, 1000]}
     cores = [{"threads": CORES, "processes": 1}, {"threads": 1, "processes": CORES}]
     start = {"pool": "relu-last", "channels_last": False, "chunk": 200, "threads": CORES, "processes": 1}
+    if device != "cpu":
+        sizes, cores, start = {"chunk": [500, 2000, 5000, 10000]}, cores[:1], {**start, "chunk": 2000}
     if task == "surface":
         yield start, {"cores": cores, **images, **sizes}
     elif peer == "pyhessian":
@@ -397,21 +411,23 @@ def alternatives(peer: str, task: str, vectors: int) -> Iterator[tuple[dict, dic
 def trial(peer: str, task: str, options: dict, choice: dict) -> float:
     """Seconds of a piece of the task."""
     gc.collect()
-    options = {**options, "examples": min(options["examples"], TUNED_ON)}
+    on_cpu = options["device"] == "cpu"
+    options = {**options, "examples": min(options["examples"], TUNED_ON)} if on_cpu else options
     if task == "surface":
         return measure_surface({**options, "points": 3}, choice)["seconds"]
     if peer == "pyhessian":
         return measure_pyhessian_products({**options, "vectors": 1}, choice, 4)["seconds"]
     matrix = "ggn" if task == "ggn" else "hvp"
     vectors = {"top": 1, "trace": BLOCK}.get(task, options["vectors"])
-    found = measure_products({**options, "vectors": vectors}, matrix, choice, max(1, 4 // vectors))
+    repeats = max(1, 4 // vectors) if on_cpu else 3
+    found = measure_products({**options, "vectors": vectors}, matrix, choice, repeats)
     return found["seconds"] / found["products"]
 
 
 def tune(peer: str, task: str, options: dict, told: bool = True) -> dict:
     vectors = {"top": 1, "trace": BLOCK}.get(task, options["vectors"])
     best: tuple[float, dict] | None = None
-    for choice, settings in alternatives(peer, task, vectors):
+    for choice, settings in alternatives(peer, task, vectors, options["device"]):
         seconds = trial(peer, task, options, choice)
         tell(told, seconds, choice)
         for setting, values in settings.items():
@@ -523,10 +539,15 @@ def main() -> None:
     for name, default in [("examples", 10_000), ("vectors", 1), ("points", 11), ("probes", 48), ("repeats", 3)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--most", type=int, default=100, help="PyHessian's steps per eigenvalue, at most")
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
     mode, peer, task = options["mode"], options["peer"], options["task"]
+    # f32, as on our side.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if peer == "pyhessian" and options["device"] != "cpu":
+        parser.error("pyhessian is for --device cpu here")
     if mode != "draw" and not options["data"]:
         parser.error(f"{mode} needs --data")
     if mode == "train":

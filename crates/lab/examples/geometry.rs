@@ -8,8 +8,11 @@ use flatland_geometry::{
     Curvature, CurvatureOperator, DensitySettings, EigenSettings, Symmetric, eigenpairs, hutchinson,
     spectral_density,
 };
+use flatland_network::device::{DeviceChoice, choose};
 use flatland_network::snapshot::from_safetensors;
-use flatland_network::{Examples, Loss, Network, allocator, evaluate_many};
+use flatland_network::{
+    Examples, Loss, Network, Precision, allocator, evaluate_many, set_deterministic, set_precision,
+};
 use safetensors::SafeTensors;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -48,6 +51,9 @@ struct Arguments {
     /// Vectors in a block of the search for eigenvalues
     #[arg(long, default_value_t = 1)]
     block: usize,
+    /// cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
     /// Measurements
     #[arg(long, default_value_t = 1)]
     rounds: u32,
@@ -66,8 +72,12 @@ fn main() -> Result<()> {
     let network = Network::lenet();
     let bytes = std::fs::read(&arguments.weights)
         .with_context(|| format!("cannot read {}", arguments.weights.display()))?;
-    let theta = from_safetensors(&network, &bytes)?.f_to_kind(Kind::Float)?;
-    let examples = images(&arguments.data, arguments.examples)?;
+    // As every run of the lab has it.
+    let device = choose(arguments.device)?.device;
+    set_precision(Precision::F32)?;
+    set_deterministic(true)?;
+    let theta = from_safetensors(&network, &bytes)?.f_to_kind(Kind::Float)?.f_to_device(device)?;
+    let examples = images(&arguments.data, arguments.examples, device)?;
     // As in the lab: the products have all cores, what is between them one.
     let cores = tch::get_num_threads();
     let operator = CurvatureOperator::with_threads(
@@ -81,7 +91,8 @@ fn main() -> Result<()> {
         tch::set_num_threads(1);
     }
     let hessian = operator.of(Curvature::Hessian);
-    let of_file = |name: &str| tensor(&arguments.directions, name);
+    let of_file =
+        |name: &str| -> Result<Tensor> { Ok(tensor(&arguments.directions, name)?.f_to_device(device)?) };
 
     for round in 0..u64::from(arguments.rounds) {
         let seed = arguments.seed + round;
@@ -136,7 +147,7 @@ fn main() -> Result<()> {
 }
 
 /// As the lab prepares them for LeNet: padded, normalised by MNIST's own mean and deviation.
-fn images(folder: &Path, count: usize) -> Result<Examples> {
+fn images(folder: &Path, count: usize, device: Device) -> Result<Examples> {
     struct Silent;
     impl flatland_data::Progress for Silent {
         fn begin(&self, _: &str, _: Option<u64>) {}
@@ -148,7 +159,7 @@ fn images(folder: &Path, count: usize) -> Result<Examples> {
     let train = load(DataSetName::Mnist, &options, &Silent)?.train;
     let values = grey_values(0.1307, 0.3081);
     let images = to_32(&train.images, Size32::Pad);
-    let all = Examples::pixels(&images, &[1, 32, 32], &values, &train.labels, Device::Cpu)?;
+    let all = Examples::pixels(&images, &[1, 32, 32], &values, &train.labels, device)?;
     Ok(all.first(count as i64)?)
 }
 
@@ -164,7 +175,8 @@ fn products(operator: &dyn Symmetric, vectors: &Tensor) -> Result<serde_json::Va
     let first = operator.products(vectors)?;
     let (begin, mut count) = (Instant::now(), 0);
     while begin.elapsed().as_secs_f64() < SECONDS {
-        let _ = operator.products(vectors)?;
+        // Read back, so that a GPU has done it.
+        let _ = operator.products(vectors)?.f_sum(Kind::Float)?.f_double_value(&[])?;
         count += vectors.size()[0];
     }
     let seconds = begin.elapsed().as_secs_f64();
