@@ -151,6 +151,7 @@ fn a_module_is_as_sharp_as_the_network_with_its_weights() {
         let (found, expected) = (numbers(&other, "models.csv", column), numbers(&one, "models.csv", column));
         assert!((found[0] - expected[0]).abs() < 1e-5, "{column}: {found:?} {expected:?}");
     }
+    assert_eq!([&one, &other].map(|run| rows(run, "sharpness.csv").len()), [13; 2]);
     for (found, expected) in rows(&other, "sharpness.csv").iter().zip(rows(&one, "sharpness.csv")) {
         assert_eq!((&found["measure"], &found["unit"]), (&expected["measure"], &expected["unit"]));
         let [a, b] = [found, &expected].map(|row| row["value"].parse::<f64>().unwrap());
@@ -225,10 +226,20 @@ fn a_regression_without_test_examples() {
     let run =
         out.run(&[SHARP, QUIET, &words(&fixture("regression"), &data), &["--set", "keskar.dimension=3"]]);
     let values = rows(&run, "sharpness.csv");
-    assert!(values.iter().all(|row| !row["unit"].contains("nat") && !row["value"].is_empty()), "{values:?}");
+    assert!(values.iter().all(|row| !row["unit"].contains("nat")), "{values:?}");
+    let finite = numbers(&run, "sharpness.csv", "value").iter().filter(|value| value.is_finite()).count();
+    assert_eq!((values.len(), finite), (13, 13));
     let model = &rows(&run, "models.csv")[0];
     assert!(!model["train_mean_squared_error"].is_empty() && model["test_mean_squared_error"].is_empty());
     assert!(model["mean_squared_error_gap"].is_empty() && model["error_gap"].is_empty());
+    // With test examples there is a gap, and still no accuracy.
+    let tested = folder.path().join("tested.safetensors");
+    Tensor::write_safetensors(&[("x", &x), ("y", &y), ("x_test", &x), ("y_test", &y)], &tested).unwrap();
+    let run =
+        out.run(&[SHARP, QUIET, &words(&fixture("regression"), &tested), &["--set", "keskar.dimension=3"]]);
+    let model = &rows(&run, "models.csv")[0];
+    assert_eq!(model["mean_squared_error_gap"].parse::<f64>().unwrap(), 0.);
+    assert!(model["error_gap"].is_empty() && model["test_accuracy"].is_empty());
 }
 
 #[test]
@@ -252,6 +263,8 @@ fn bad_input_is_one_sentence() {
             &format!("{flag} cannot be given together"),
         );
     }
+    let network = ["--set", "network=784-10-10"];
+    refuse(&[words(&module, &data), network.to_vec()].concat(), 2, "a module is its own network");
     refuse(&words(&module, &data), 1, "holds 1 numbers that are not finite");
     for name in [
         "detached",

@@ -321,6 +321,11 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def gpu() -> str:
+    found = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return f"- GPU: {found.stdout.strip()}."
+
+
 def main() -> None:
     options = arguments()
     # Ended from outside, too, it leaves neither files nor a side behind.
@@ -345,14 +350,15 @@ def main() -> None:
         for name, peers in bench.choices.items()
     )
     tasks = {work.task for work in chosen.values()}
+    on_cpu = options.device == "cpu"
     lines = [
         f"LeNet (61,706 parameters) after two epochs, the first {options.examples:,} training images of MNIST (32x32, normalised), mean "
         f"cross-entropy, f32, no weight decay, tolerance {options.tolerance:g}, device {options.device}. The same weights, images and vectors for both sides, all "
         "cores for either. Both sides are warm: start-up, reading files and a first call are not in the times. Medians (min–max) "
         f"of {options.rounds} round(s), the sides in turn; above 1 in the last column means that Flatland is faster.",
         "", *table(chosen, measured, options), "",
-        *(["- Eigenvalues: curvlinops and PyTorch, tuned, by SciPy's eigsh (ARPACK), which stops on residuals as ours, with the number of Lanczos vectors (ncv) that needs the fewest products; PyHessian by power "
-           "iteration with deflation, whose tolerance is of the change between two steps. Residuals: ‖H v - λ v‖ / |λ|."]
+        *(["- Eigenvalues: curvlinops and PyTorch, tuned, by SciPy's eigsh (ARPACK), which stops on residuals as ours, with the number of Lanczos vectors (ncv) that needs the fewest products" + ("; PyHessian by power "
+           "iteration with deflation, whose tolerance is of the change between two steps" if on_cpu else "") + ". Residuals: ‖H v - λ v‖ / |λ|."]
           if "top" in tasks else []),
         *([f"- Trace: ours runs until its standard error is 2 % of the trace. The peers' Hutchinson runs {options.probes} probes a round; "
            "the probes that it needs are told by the spread of all its probes, (s / (2 % of the trace))², and its time is that many "
@@ -362,11 +368,16 @@ def main() -> None:
         "- Both sides must have found the same: norms of products within 1e-3, eigenvalues within twice the tolerance (PyHessian: 2 %), "
         "traces within 4 joint standard errors, losses within 1e-4.",
         *agreement(chosen, measured),
-        "- The peers' settings: the fastest of threads or a process a core, of ReLU before or after the pooling or its maximum by views, of "
-        "two layouts, of chunks of 50 to 1,000 and, for blocks, of a matrix or column after column, one setting at a time by short "
-        f"trials on 2,500 images; glibc's allocator told to keep blocks, eager mode (torch.compile was not tried). PyTorch, tuned: the fastest of double "
+        "- The peers' settings: the fastest of "
+        + ("threads or a process a core, of " if on_cpu else "")
+        + "ReLU before or after the pooling or its maximum by views, of two layouts, of chunks of "
+        + ("50 to 1,000" if on_cpu else "500 to 10,000")
+        + " and, for blocks, of a matrix or column after column, one setting at a time by short trials"
+        + (" on 2,500 images; glibc's allocator told to keep blocks" if on_cpu else "")
+        + f", eager mode (torch.compile was not tried). PyTorch, tuned: the fastest of double "
         "backward (its first-order graph kept or not), forward over reverse and reverse over forward mode, and Pearlmutter's R-operator written out for "
         f"LeNet ('kept': what does not depend on the vector is kept). Chosen: {chosen_ways}.",
+        *([] if on_cpu else ["- f32 products on both sides, no TF32; ours asks for cuDNN's deterministic algorithms, PyTorch does not.", gpu()]),
         *([f"- {versions}."] if versions else []),
         *origin(),
     ]  # fmt: skip

@@ -8,7 +8,8 @@
 
 use flatland_network::graph::backward;
 use flatland_network::{
-    Curvature, Directions, Examples, Linearised, Loss, Model, Module, Network, NetworkError, Products, flat,
+    Curvature, Directions, Examples, Linearised, Loss, Model, Module, Network, NetworkError, Products,
+    by_kernels, flat,
 };
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -107,6 +108,9 @@ const CPU_PIECE: [i64; 2] = [64, 256];
 const DEVICE_PIECE: i64 = 2048;
 /// Sums that are added in order; so many threads can be kept busy at most.
 const GROUPS: usize = 32;
+/// What the largest intermediate result of a piece with sixteen directions may take where libtorch's operators convolve, on a CPU and
+/// on an accelerator.
+const WORKING_BYTES: [i64; 2] = [1 << 25, 2 << 30];
 /// What the linearised pieces may take together, on a CPU and on an accelerator: beyond, they are made anew for each product.
 const KEPT_BYTES: [i64; 2] = [1 << 30, 4 << 30];
 /// Vectors at once.
@@ -179,10 +183,13 @@ impl CurvatureOperator {
         let convolutional = network.input().len() == 3;
         let options = (theta.kind(), theta.device());
         let device = usize::from(options.1 != Device::Cpu);
+        let kernels = by_kernels(network, options);
         let piece = if device == 0 { CPU_PIECE[usize::from(!convolutional)] } else { DEVICE_PIECE };
+        let room = WORKING_BYTES[device] / (TOGETHER * Linearised::working_bytes(network, options.0));
+        let piece = if kernels { piece } else { piece.min(room).max(1) };
         let keeps = Linearised::bytes(network, options) * examples.count() <= KEPT_BYTES[device];
         let model = || Ok(Model::Network(network.clone()));
-        let one_by_one = convolutional && device == 0;
+        let one_by_one = convolutional && kernels;
         Self::start(&model, &theta, (examples, loss), Plan { piece, keeps, one_by_one }, threads)
     }
 
@@ -510,7 +517,8 @@ mod tests {
     use super::*;
     use crate::hessian;
     use crate::probe::gaussian;
-    use flatland_network::{Layer, initialise};
+    use flatland_network::device::{DeviceChoice, choose};
+    use flatland_network::{Layer, Precision, initialise, set_deterministic, set_precision};
 
     fn convolutional(padding: i64) -> Network {
         let layers = [
@@ -567,6 +575,38 @@ mod tests {
                 assert!(error < tolerance, "{} {kind:?}: {error:.1e}", network.name());
                 // The second time from what was kept.
                 assert_eq!(operator.of(Curvature::Hessian).products(&v).unwrap(), found);
+            }
+        }
+    }
+
+    /// On an accelerator, where there is one: against the CPU in f64.
+    #[test]
+    fn products_on_an_accelerator() {
+        let Ok(chosen) = choose(DeviceChoice::Cuda(0)) else { return };
+        tch::set_num_threads(1);
+        set_precision(Precision::F32).unwrap();
+        set_deterministic(true).unwrap();
+        for network in [convolutional(1), Network::lenet()] {
+            let theta = initialise(&network, 1, 0, Kind::Double, Device::Cpu).unwrap() * 1.5;
+            let examples = examples(&network, 3000, Loss::CrossEntropy, Kind::Double);
+            let truth = CurvatureOperator::new(&network, &theta, &examples, Loss::CrossEntropy).unwrap();
+            let there = Examples::new(
+                examples.inputs().unwrap().to_kind(Kind::Float).to_device(chosen.device),
+                examples.targets().to_device(chosen.device),
+            )
+            .unwrap();
+            let theta = theta.to_kind(Kind::Float).to_device(chosen.device);
+            let operator = CurvatureOperator::new(&network, &theta, &there, Loss::CrossEntropy).unwrap();
+            for curvature in [Curvature::Hessian, Curvature::GaussNewton] {
+                for count in [1, 3, 16] {
+                    let v = gaussian(0, 0, count, network.count() as usize, Device::Cpu).unwrap();
+                    let expected = truth.products_of(curvature, &v).unwrap();
+                    for _ in 0..2 {
+                        let found = operator.products_of(curvature, &v).unwrap().to_device(Device::Cpu);
+                        let error = distance(&found, &expected);
+                        assert!(error < 1e-4, "{} {curvature:?} {count}: {error:.1e}", network.name());
+                    }
+                }
             }
         }
     }

@@ -92,7 +92,7 @@ fn error(found: &Tensor, expected: &Tensor) -> f64 {
     ((found.to_kind(Kind::Double) - &expected).norm() / expected.norm()).double_value(&[])
 }
 
-/// In f32 by our own kernels where they fit, in f64 by plain operators or a graph that is differentiated twice.
+/// In f32 by our own kernels where they fit, else by libtorch's operators.
 #[test]
 fn products() {
     for case in cases() {

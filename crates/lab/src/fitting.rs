@@ -208,7 +208,7 @@ struct Replayed {
     /// Of this epoch, `[M]`, and the squares of its gradient by layer, `[M, L]`.
     loss: Tensor,
     squares: Tensor,
-    /// Adam's, `[epochs, 2]`, and where it reads those of this epoch.
+    /// Adam's, `[epochs, 2]` (16 bytes an epoch, on the host and there), and where it reads those of this epoch.
     corrections: Option<Tensor>,
     row: Tensor,
     /// Where it keeps the losses of the last and the last but one epoch, and counts epochs, `[M]` each: to be there as long as it is.

@@ -203,7 +203,7 @@ impl Experiment for Landscape {
         check_seeds(settings.seeds)?;
         settings.images.preparation().check()?;
         subject::network(&settings.network)?;
-        module::check(&settings.module, &settings.data, &settings.weights)?;
+        module::check(&settings.module, &settings.data, &settings.weights, &settings.network)?;
         let given = settings.given();
         ensure!(
             [0, 1, MINIMA].contains(&given),

@@ -63,9 +63,14 @@ impl Splits {
     }
 }
 
-/// Refuses settings that name two models, or one without data. Empty words are none.
-pub fn check(module: &str, data: &str, weights: &[String]) -> Result<()> {
+/// Refuses settings that name two models, or one without data. Empty words are none, and `lenet`, which every preset has, no network
+/// that was asked for.
+pub fn check(module: &str, data: &str, weights: &[String], network: &str) -> Result<()> {
     ensure!(module.is_empty() || weights.is_empty(), "module and weights are two models: give one of them");
+    ensure!(
+        module.is_empty() || network == "lenet",
+        "a module is its own network: leave out network, found {network:?}"
+    );
     ensure!(module.is_empty() || !data.is_empty(), "a module needs data of its own: give --data FILE");
     ensure!(
         data.is_empty() || !module.is_empty(),

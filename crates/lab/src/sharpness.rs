@@ -181,7 +181,7 @@ const NOISE: u32 = 2;
 struct Model {
     name: String,
     seed: u64,
-    /// `None` for weights from a file.
+    /// `None` for a model that was given.
     setting: Option<Setting>,
     end: Both,
     /// One for each of [`MEASURES`].
@@ -219,13 +219,18 @@ impl Model {
         place.and_then(|place| self.values.get(place)).map_or(f64::NAN, |one| one.value)
     }
 
-    /// Test loss less training loss (nats), or test error less training error (a fraction).
+    /// Test loss less training loss (of the loss's unit), or test error less training error (a fraction).
     fn gap(&self, gap: Gap) -> f64 {
         let Both { train, test } = self.end;
         match gap {
             Gap::Loss => test.loss - train.loss,
             Gap::Error => train.accuracy.unwrap_or(f64::NAN) - test.accuracy.unwrap_or(f64::NAN),
         }
+    }
+
+    /// Whether it classifies.
+    fn is_classifier(&self) -> bool {
+        self.end.train.accuracy.is_some()
     }
 }
 
@@ -267,7 +272,7 @@ impl Experiment for Sharpness {
         check_seeds(settings.seeds)?;
         settings.images.preparation().check()?;
         let network = subject::network(&settings.network)?;
-        module::check(&settings.module, &settings.data, &settings.weights)?;
+        module::check(&settings.module, &settings.data, &settings.weights, &settings.network)?;
         if settings.trains() {
             settings.check_grid()?;
         }
@@ -528,17 +533,16 @@ impl Settings {
 
     fn subtitle(&self, run: &Run, more: &str) -> String {
         let network = if self.network == "lenet" { "LeNet" } else { &self.network };
-        let (subject, trained, data) = if self.trains() {
-            (format!("{network} on {}", self.dataset), format!("{} epochs of SGD", self.epochs), "images")
-        } else if self.module.is_empty() {
-            (format!("{network} on {}", self.dataset), "weights from files".to_owned(), "images")
+        let subject = format!("{network} on {}", self.dataset);
+        // One model alone has no figure, so that a module is not drawn.
+        let trained = if self.trains() {
+            format!("{} epochs of SGD", self.epochs)
         } else {
-            let (module, data) = (file_name(&self.module), file_name(&self.data));
-            (format!("{module} on {data}"), "a module of one's own".to_owned(), "examples")
+            "weights from files".to_owned()
         };
         let count =
             if self.examples == 0 { "all".to_owned() } else { format!("the first {}", self.examples) };
-        let more = format!("{trained} · sharpness on {count} training {data}{more}");
+        let more = format!("{trained} · sharpness on {count} training images{more}");
         subtitle::<Sharpness>(self, run, &subject, &more)
     }
 }
@@ -753,8 +757,9 @@ fn models_table(models: &[Model], splits: &Splits) -> Result<Table> {
     for model in models {
         let Both { train, test } = model.end;
         let tested = |value| splits.test.as_ref().map(|_| value);
-        let gaps = GAPS.map(|gap| tested(model.gap(gap)));
-        let values = cells![train.loss, tested(test.loss), train.accuracy, test.accuracy, gaps[0], gaps[1]];
+        let [loss, error] = GAPS.map(|gap| tested(model.gap(gap)));
+        let error = error.filter(|_| model.is_classifier());
+        let values = cells![train.loss, tested(test.loss), train.accuracy, test.accuracy, loss, error];
         table.row(model.keys().into_iter().chain(values))?;
     }
     Ok(table)

@@ -165,7 +165,7 @@ impl Experiment for Spectrum {
 
     fn check(settings: &Settings) -> Result<()> {
         check_seeds(settings.seeds)?;
-        module::check(&settings.module, &settings.data, &settings.weights)?;
+        module::check(&settings.module, &settings.data, &settings.weights, &settings.network)?;
         let network = network(&settings.network)?;
         let preparation = preparation(&network, &settings.images);
         preparation.check()?;

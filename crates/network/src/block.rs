@@ -905,13 +905,28 @@ mod tests {
         tch::set_num_threads(1);
         let x = whole_numbers(&[2, 9, 11, 4], 5).permute([0, 3, 1, 2]);
         let weight = whole_numbers(&[3, 4, 3, 3], 6);
+        let many = whole_numbers(&[17, 4, 3, 3], 8);
         for padding in [0, 2] {
             compare(&x, &weight, &whole_numbers(&[3], 7), padding, true);
+            compare(&x, &many, &whole_numbers(&[17], 7), padding, true);
         }
     }
 
     #[test]
     fn nan_passes_through() {
+        // One NaN reaches the windows whose kernels see it, wherever in a window it is.
+        let weight = whole_numbers(&[17, 4, 3, 3], 8);
+        for place in 0..36 {
+            let x = whole_numbers(&[1, 4, 6, 6], 5);
+            let _ = x.select(1, 3).view(-1).get(place).fill_(f64::NAN);
+            if fits(&x, &weight) {
+                let bias = whole_numbers(&[17], 9);
+                let y = evaluate(&x, &weight, &bias, 0, true).unwrap();
+                let expected =
+                    x.conv2d(&weight, Some(&bias), 1, 0, 1, 1).relu().max_pool2d(2, 2, 0, 1, false);
+                assert!(y.allclose(&expected, 0., 0., true), "{place}: {y} {expected}");
+            }
+        }
         let x = Tensor::zeros([1, 1, 6, 6], (Kind::Float, Device::Cpu));
         let weight = Tensor::full([1, 1, 3, 3], f64::NAN, (Kind::Float, Device::Cpu));
         let bias = Tensor::zeros([1], (Kind::Float, Device::Cpu));

@@ -14,7 +14,7 @@
 //! second derivatives 0, at a kink the first one as there. Tested against autograd's double backward.
 //!
 //! Convolutions go by the kernels of [`crate::block`] where these fit, else by libtorch's operators: forwards as convolutions, with
-//! the directions as further output channels; the gradients by weights as products with the unfolded input (`im2col`).
+//! the directions as further output channels; the gradients by weights as products with the unfolded input.
 
 use crate::network::Step;
 use crate::{Layer, Loss, Network, NetworkError, Parameter, Result, block};
@@ -289,9 +289,9 @@ impl Products {
     }
 }
 
-/// Whether the kernels of [`crate::block`] take all its convolutions: unpadded ones with 2x2 pooling right behind them (and perhaps ReLU
+/// Whether kernels of our own take all convolutions of a network, of which there may be none: unpadded ones with 2x2 pooling right behind them (and perhaps ReLU
 /// between) that come before everything else, f32 on a CPU with AVX-512.
-fn by_kernels(network: &Network, options: (Kind, Device)) -> bool {
+pub fn by_kernels(network: &Network, options: (Kind, Device)) -> bool {
     let mut steps = network.steps();
     while let [Step::Convolution { weight, padding: 0 }, Step::MaxPool { size: 2, .. }, rest @ ..] = steps {
         if network.parameters()[*weight].shape[2] as usize > block::MAX_KERNEL {
@@ -327,7 +327,7 @@ impl Linearised {
     /// all N when the pieces' products are added.
     ///
     /// # Errors
-    /// [`NetworkError::Shape`] when θ `[P]`, x or the targets do not fit, or there is no example.
+    /// [`NetworkError::Shape`] when θ `[P]`, x or the targets do not fit, there is no example, or x is on another device than θ.
     #[allow(clippy::too_many_lines)] // one arm a step
     pub fn of(
         network: &Network,
@@ -342,6 +342,7 @@ impl Linearised {
         for (what, found, fits, expected) in [
             ("θ", theta.size(), theta.dim() == 1, "[P]"),
             ("inputs", x.size(), x.size()[0] > 0, "at least one example"),
+            ("inputs", x.size(), x.device() == theta.device(), "to be where θ is"),
         ] {
             if !fits {
                 return Err(NetworkError::Shape { what, found, expected: expected.to_owned() });
@@ -439,17 +440,19 @@ impl Linearised {
     /// ∂L by every output that the Hessian's products ask for, from the one by the network's.
     fn backward_once(&mut self, by_outputs: Tensor) -> Result<()> {
         let mut g = by_outputs;
-        let bottom = self.blocks.is_empty();
+        let lowest = self.lowest();
         for (index, stage) in self.stages.iter_mut().enumerate().rev() {
+            // What enters it does not change along any direction.
+            if Some(index) == lowest {
+                return Ok(());
+            }
             match stage {
                 Stage::Convolution(convolution) => {
                     let w = &self.parameters[convolution.weight];
                     let (above, _, [height, width]) = convolution.planes(w);
                     let z = g.f_reshape([self.batch, above, height, width])?;
-                    let back = (!(bottom && index == 0)).then(|| convolution.to_input(&z, w)).transpose()?;
+                    g = convolution.to_input(&z, w)?.f_flatten(1, -1)?;
                     convolution.gradient = Some(z);
-                    let Some(back) = back else { return Ok(()) };
-                    g = back.f_flatten(1, -1)?;
                 }
                 Stage::Pool { winners, plane } => {
                     let [channels, pooled] = [winners.size()[1], winners.size()[2]];
@@ -458,10 +461,8 @@ impl Linearised {
                     g = room.f_scatter(2, winners, &parts)?.f_flatten(1, -1)?;
                 }
                 Stage::Dense { weight, gradient, .. } => {
-                    let back =
-                        if bottom && index == 0 { None } else { Some(g.f_mm(&self.parameters[*weight])?) };
+                    let back = g.f_mm(&self.parameters[*weight])?;
                     *gradient = Some(g);
-                    let Some(back) = back else { return Ok(()) };
                     g = back;
                 }
                 Stage::Activation { slope, bend } => {
@@ -482,6 +483,12 @@ impl Linearised {
         Ok(())
     }
 
+    /// The first stage with weights, where no block is before it: nothing goes further back.
+    fn lowest(&self) -> Option<usize> {
+        let weighted = |stage: &Stage| matches!(stage, Stage::Convolution(_) | Stage::Dense { .. });
+        if self.blocks.is_empty() { self.stages.iter().position(weighted) } else { None }
+    }
+
     /// B.
     pub fn batch(&self) -> i64 {
         self.batch
@@ -489,19 +496,39 @@ impl Linearised {
 
     /// About how many bytes it holds of each example, for θ of these options.
     pub fn bytes(network: &Network, options: (Kind, Device)) -> i64 {
-        let kernels = by_kernels(network, options);
-        // The input, and of each output that is kept itself, its slope or winner, and its gradient.
-        let kept = network.layers().into_iter().map(|layer| match layer.layer {
-            Layer::Convolution { channels, kernel, padding } if !kernels => {
-                let after = |side: i64| side + 2 * padding - kernel + 1;
-                channels * after(layer.input[1]) * after(layer.input[2])
+        let (kernels, size) = (by_kernels(network, options), options.0.elt_size_in_bytes() as i64);
+        let input: i64 = network.input().iter().product();
+        let layers = network.layers().into_iter().map(|layer| {
+            let before: i64 = layer.input.iter().product();
+            match layer.layer {
+                // Its input, and the gradient by its outputs.
+                Layer::Convolution { channels, kernel, padding } if !kernels => {
+                    let after = |side: i64| side + 2 * padding - kernel + 1;
+                    size * (before + channels * after(layer.input[1]) * after(layer.input[2]))
+                }
+                Layer::MaxPool { size: window } => {
+                    let pooled = layer.input[0] * (layer.input[1] / window) * (layer.input[2] / window);
+                    // Winners in a byte, output and gradient; or winners as indices, and slopes.
+                    pooled * if kernels { 1 + 2 * size } else { 8 + size }
+                }
+                // Input, gradient, and slopes behind it.
+                Layer::Dense { width } => size * (before + 2 * width),
+                _ => 0,
             }
-            Layer::MaxPool { size } => layer.input[0] * (layer.input[1] / size) * (layer.input[2] / size),
-            Layer::Dense { width } => width,
+        });
+        size * input + layers.sum::<i64>()
+    }
+
+    /// About how many bytes the largest intermediate result takes of each example and direction, where libtorch's operators convolve.
+    pub fn working_bytes(network: &Network, kind: Kind) -> i64 {
+        let unfolded = network.layers().into_iter().map(|layer| match layer.layer {
+            Layer::Convolution { kernel, padding, .. } => {
+                let after = |side: i64| side + 2 * padding - kernel + 1;
+                layer.input[0] * kernel * kernel * after(layer.input[1]) * after(layer.input[2])
+            }
             _ => 0,
         });
-        let input: i64 = network.input().iter().product();
-        (input + 3 * kept.sum::<i64>()) * options.0.elt_size_in_bytes() as i64
+        unfolded.fold(network.widest(), i64::max) * kind.elt_size_in_bytes() as i64
     }
 
     fn forward(&self, directions: &Directions) -> Result<Forward> {
@@ -607,7 +634,6 @@ impl Linearised {
         for (index, stage) in self.stages.iter().enumerate().rev() {
             match stage {
                 Stage::Convolution(convolution) => {
-                    let bottom = index == 0 && self.blocks.is_empty();
                     let sums = into.at(convolution.weight)?;
                     let w = &self.parameters[convolution.weight];
                     let along = along.and_then(|(directions, forward)| {
@@ -617,7 +643,7 @@ impl Linearised {
                         ))
                     });
                     convolution.add_weights(&u, along.and_then(|(_, t)| t), sums, count)?;
-                    if bottom {
+                    if Some(index) == self.lowest() {
                         return Ok(());
                     }
                     u = convolution.back(&u, w, along.map(|(direction, _)| direction), count)?;
@@ -652,7 +678,7 @@ impl Linearised {
                         let _ = columns
                             .f_addmm_(&g.f_transpose(0, 1)?, &t.f_view([self.batch, count * inputs])?)?;
                     }
-                    if index == 0 && self.blocks.is_empty() {
+                    if Some(index) == self.lowest() {
                         return Ok(());
                     }
                     let back = u.f_reshape([rows, outputs])?.f_mm(w)?;
@@ -769,9 +795,18 @@ impl Convolution {
         (weight[0], [input[1], input[2], input[3]], [after(input[2]), after(input[3])])
     }
 
-    /// Of images `[B, C, H, W]` all that enters each output, `[B, C K K, H' W']`.
+    /// Of images `[B, C, H, W]` all that enters each output, `[B, C K K, H' W']`. By views and one copy: libtorch's `im2col` launches
+    /// a kernel an image on a GPU.
     fn unfolded(&self, images: &Tensor, kernel: i64) -> Result<Tensor> {
-        Ok(images.f_im2col([kernel; 2], [1; 2], [self.padding; 2], [1; 2])?)
+        let padded = if self.padding > 0 {
+            images.f_constant_pad_nd([self.padding; 4])?
+        } else {
+            images.shallow_clone()
+        };
+        let windows = padded.f_unfold(2, kernel, 1)?.f_unfold(3, kernel, 1)?;
+        let size = windows.size();
+        let (inputs, spots) = (size[1] * kernel * kernel, size[2] * size[3]);
+        Ok(windows.f_permute([0, 1, 4, 5, 2, 3])?.f_reshape([size[0], inputs, spots])?)
     }
 
     /// From a gradient by its outputs, `[B, O, H', W']`, to the one by its inputs.
@@ -913,7 +948,10 @@ mod tests {
             convolution(2, 3),
             dense(3),
         ];
+        // Nothing changes along a direction before the first weights.
+        let late = [Layer::MaxPool { size: 2 }, Layer::Tanh, padded(2, 3), Layer::Relu, dense(3)];
         vec![
+            Network::new("late", &[2, 8, 6], &late).unwrap(),
             Network::new("others", &[2, 11, 10], &others).unwrap(),
             Network::new("bare", &[1, 4, 5], &[convolution(2, 3), dense(3)]).unwrap(),
             Network::dense(&[5, 3], &Layer::Relu).unwrap(),

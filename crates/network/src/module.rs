@@ -130,8 +130,8 @@ impl Module {
         Ok(Tensor::f_cat(&parts.collect::<Result<Vec<_>, TchError>>()?, 0)?)
     }
 
-    /// Gives the module a copy of θ `[P]`, in its own precision and on its device. A module is a handle: as a cell, it is changed
-    /// through any reference, and no two threads share one.
+    /// Gives the module a copy of θ `[P]`, in its own precision and on its device. It is changed though it is borrowed, as a
+    /// `Cell`: no two threads share one.
     ///
     /// # Errors
     /// [`NetworkError::Shape`] for another number of entries.
@@ -375,7 +375,7 @@ impl Model {
         })
     }
 
-    /// [`crate::evaluate_many`] of either.
+    /// [`crate::evaluate_many`] of either. A module keeps the last θ.
     ///
     /// # Errors
     /// As [`crate::evaluate_many`] and [`Module::evaluate`].

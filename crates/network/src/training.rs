@@ -295,10 +295,14 @@ mod tests {
         let network = Network::lenet();
         let (count, batch) = (1250, 50);
         let examples = examples(&network, count, chosen.device);
-        // Adam divides rounding by small gradients: single weights may part by a tenth of a step.
-        for (settings, apart) in [
-            (OptimiserSettings::Sgd { lr: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-3 }, 1e-5),
-            (OptimiserSettings::Adam { lr: 1e-3, weight_decay: 1e-3 }, 1e-3),
+        // Adam divides rounding by small gradients: single weights part by some tenths of a step (on an H100 by 1.2e-4).
+        for (settings, apart, losses_apart) in [
+            (
+                OptimiserSettings::Sgd { lr: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-3 },
+                1e-5,
+                1e-5,
+            ),
+            (OptimiserSettings::Adam { lr: 1e-3, weight_decay: 1e-3 }, 3e-4, 1e-4),
         ] {
             let model = |seed| Training {
                 network: &network,
@@ -329,7 +333,7 @@ mod tests {
                 let moved = (&plain.theta - &start).norm().double_value(&[]);
                 let apart_all = (&recorded.theta - &plain.theta).norm().double_value(&[]);
                 assert!(apart_all < 1e-2 * moved, "{settings:?}: {apart_all:.1e} of {moved:.1e}");
-                assert!((found.loss - losses / count as f64).abs() < 1e-4, "{} {losses}", found.loss);
+                assert!((found.loss - losses / count as f64).abs() < losses_apart, "{} {losses}", found.loss);
                 let rows = stack.epoch(&[true, true]).unwrap();
                 let off = (&stack.row(0).unwrap().theta - &plain.theta).abs().max().double_value(&[]);
                 // Other algorithms, for groups of convolutions.

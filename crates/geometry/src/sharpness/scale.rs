@@ -14,6 +14,7 @@ pub enum Scale {
     Elementwise,
     /// Weights by the 2-norm of all that enter the same unit, that is, of a convolution's filter or of a dense layer's row; biases, and
     /// whatever else has one dimension, by their own size. (Kwon et al. speak of convolutions alone; a dense layer is one of 1x1.)
+    /// Of a module's other weights, by what shares the first index.
     Filter,
 }
 
