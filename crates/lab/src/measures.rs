@@ -183,7 +183,7 @@ impl Experiment for Measures {
   measures --network lenet --weights a.safetensors      the measures of weights of your own
   measures --resume                                     after Ctrl-C or a crash";
     const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS];
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 260.), ("quick", 24.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 181.), ("quick", 16.)];
     const PRESETS: &'static str = include_str!("../../../configs/measures.toml");
     type Settings = Settings;
 

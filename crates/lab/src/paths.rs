@@ -145,7 +145,7 @@ impl Experiment for Paths {
   paths --weights a.safetensors --weights b.safetensors
   paths --resume                                  after Ctrl-C or a crash";
     const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS];
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 240.), ("quick", 25.), ("wide", 150.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 153.), ("quick", 15.), ("wide", 150.)];
     const PRESETS: &'static str = include_str!("../../../configs/paths.toml");
     type Settings = Settings;
 

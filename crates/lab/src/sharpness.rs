@@ -264,7 +264,7 @@ impl Experiment for Sharpness {
   sharpness --network 784-100-10 --set examples=0      a dense network, over all training images
   sharpness --module mine.pt --data mine.npz           a TorchScript module of your own, with data of your own";
     const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS, MODULE, DATA];
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 600.), ("quick", 30.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 515.), ("quick", 18.)];
     const PRESETS: &'static str = include_str!("../../../configs/sharpness.toml");
     type Settings = Settings;
 

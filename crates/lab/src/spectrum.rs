@@ -159,7 +159,7 @@ impl Experiment for Spectrum {
   spectrum --module mine.pt --data mine.npz                a TorchScript module of your own, with data of your own
   spectrum --resume                                        after Ctrl-C or a crash";
     const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS, MODULE, DATA];
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 240.), ("quick", 20.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 339.), ("quick", 13.)];
     const PRESETS: &'static str = include_str!("../../../configs/spectrum.toml");
     type Settings = Settings;
 
