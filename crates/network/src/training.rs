@@ -286,7 +286,8 @@ mod tests {
         assert!(Source::One { examples: &examples, order: None }.window(4).unwrap().is_none());
     }
 
-    /// On a GPU, where there is one: an epoch of recorded steps against the steps one by one.
+    /// On a GPU, where there is one: an epoch of recorded steps against the steps one by one. Adam in f64: it divides by small gradients, and so
+    /// makes of f32's rounding 1e-4 (seen on an H100).
     #[test]
     fn recorded_epochs_equal_others() {
         let Ok(chosen) = choose(DeviceChoice::Cuda(0)) else { return };
@@ -294,29 +295,24 @@ mod tests {
         set_deterministic(true).unwrap();
         let network = Network::lenet();
         let (count, batch) = (1250, 50);
-        let examples = examples(&network, count, chosen.device);
-        // Adam divides rounding by small gradients: single weights part by some tenths of a step (on an H100 by 1.2e-4).
-        for (settings, apart, losses_apart) in [
-            (
-                OptimiserSettings::Sgd { lr: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-3 },
-                1e-5,
-                1e-5,
-            ),
-            (OptimiserSettings::Adam { lr: 1e-3, weight_decay: 1e-3 }, 3e-4, 1e-4),
-        ] {
+        let all = examples(&network, count, chosen.device);
+        let sgd = OptimiserSettings::Sgd { lr: 0.01, momentum: 0.9, nesterov: true, weight_decay: 1e-3 };
+        let adam = OptimiserSettings::Adam { lr: 1e-3, weight_decay: 1e-3 };
+        for (settings, kind) in [(sgd, Kind::Float), (adam, Kind::Double)] {
+            let x = all.inputs().unwrap().to_kind(kind);
+            let examples = Examples::new(x, all.targets().shallow_clone()).unwrap();
             let model = |seed| Training {
                 network: &network,
                 loss: Loss::CrossEntropy,
                 examples: &examples,
                 batch,
                 stream: (seed, 0),
-                theta: initialise(&network, seed, 0, Kind::Float, chosen.device).unwrap(),
+                theta: initialise(&network, seed, 0, kind, chosen.device).unwrap(),
                 optimiser: Optimiser::new(settings).unwrap(),
                 epochs: 0,
             };
             assert!(Recorder::new(chosen.device).is_some());
             let (mut recorded, mut plain) = (model(0), model(0));
-            let start = plain.theta.copy();
             let mut stack = StackedTraining::new(&[model(0), model(1)]).unwrap();
             for epoch in 0..2 {
                 let found = recorded.epoch().unwrap();
@@ -329,11 +325,8 @@ mod tests {
                     losses += step.loss.double_value(&[]) * batch as f64;
                 }
                 let off = (&recorded.theta - &plain.theta).abs().max().double_value(&[]);
-                assert!(off < apart, "{settings:?}: {off:.1e}");
-                let moved = (&plain.theta - &start).norm().double_value(&[]);
-                let apart_all = (&recorded.theta - &plain.theta).norm().double_value(&[]);
-                assert!(apart_all < 1e-2 * moved, "{settings:?}: {apart_all:.1e} of {moved:.1e}");
-                assert!((found.loss - losses / count as f64).abs() < losses_apart, "{} {losses}", found.loss);
+                assert!(off < 1e-5, "{settings:?}: {off:.1e}");
+                assert!((found.loss - losses / count as f64).abs() < 1e-5, "{} {losses}", found.loss);
                 let rows = stack.epoch(&[true, true]).unwrap();
                 let off = (&stack.row(0).unwrap().theta - &plain.theta).abs().max().double_value(&[]);
                 // Other algorithms, for groups of convolutions.
