@@ -178,7 +178,6 @@ impl CurvatureOperator {
         // Shapes first, for an error that can be read.
         let (x, targets) = examples.part(0, 1)?;
         let x = x.f_to_kind(theta.kind())?;
-        let _ = loss.mean(&network.predict(&theta, &x)?, &cast(&targets, theta.kind())?)?;
         let _ = Linearised::of(network, &theta, &x, &cast(&targets, theta.kind())?, loss, 1.)?;
         let convolutional = network.input().len() == 3;
         let options = (theta.kind(), theta.device());

@@ -289,7 +289,7 @@ impl Products {
     }
 }
 
-/// Whether kernels of our own take all convolutions of a network, of which there may be none: unpadded ones with 2x2 pooling right behind them (and perhaps ReLU
+/// Whether, for θ of these options, kernels of our own take all convolutions of a network, of which there may be none: unpadded ones with 2x2 pooling right behind them (and perhaps ReLU
 /// between) that come before everything else, f32 on a CPU with AVX-512.
 pub fn by_kernels(network: &Network, options: (Kind, Device)) -> bool {
     let mut steps = network.steps();
