@@ -32,10 +32,9 @@ fn folder() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// As NumPy writes it; `compressed` as `numpy.savez_compressed` does.
-fn write_npz(path: &Path, x: &ArrayD<f32>, y: &Array1<i64>, test: bool, compressed: bool) {
-    let file = File::create(path).unwrap();
-    let mut npz = if compressed { NpzWriter::new_compressed(file) } else { NpzWriter::new(file) };
+/// As NumPy writes it.
+fn write_npz(path: &Path, x: &ArrayD<f32>, y: &Array1<i64>, test: bool) {
+    let mut npz = NpzWriter::new(File::create(path).unwrap());
     npz.add_array("x", x).unwrap();
     npz.add_array("y", y).unwrap();
     if test {
@@ -83,7 +82,7 @@ fn weights_of(module: &str, folder: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// [`IMAGES`] as a run prepared them, as a file of the user's own: with the test images, if they are wanted.
+/// [`IMAGES`] as a run prepared them, as a file of the user's own, as `numpy.savez_compressed` writes it: with the test images, if they are wanted.
 fn data_of(run: &Path, folder: &Path, test: bool) -> PathBuf {
     let preparation = manifest(run)["data_set"]["preparation"].as_str().unwrap().to_owned();
     let (_, rest) = preparation.split_once("(p / 255 - ").unwrap();
@@ -176,7 +175,7 @@ fn a_module_is_as_sharp_as_the_network_with_its_weights() {
 fn the_landscape_of_a_module_with_batch_normalisation() {
     let (out, folder) = (Out::new(LANDSCAPE), folder());
     let (module, data) = (fixture("smooth"), folder.path().join("data.npz"));
-    write_npz(&data, &ramp(&[40, 1, 6, 6]), &classes(40, 3), true, false);
+    write_npz(&data, &ramp(&[40, 1, 6, 6]), &classes(40, 3), true);
     let run = out.run(&[GRIDS, QUIET, &words(&module, &data)]);
     let points = rows(&run, "surface.csv");
     assert_eq!(points.len(), 2 * (5 + 9));
@@ -247,7 +246,7 @@ fn bad_input_is_one_sentence() {
     let (out, folder) = (Out::new(SPECTRUM), folder());
     let path = |name: &str| folder.path().join(name);
     let data = path("data.npz");
-    write_npz(&data, &ramp(&[10, 4]), &classes(10, 3), false, false);
+    write_npz(&data, &ramp(&[10, 4]), &classes(10, 3), false);
     let refuse = |more: &[&str], code: i32, text: &str| {
         let found =
             complaint(out.command(&[SMALL, &["--set", "largest=3", "--set", "smallest=0"], more]), code);
@@ -282,7 +281,7 @@ fn bad_input_is_one_sentence() {
     refuse(&words(data.to_str().unwrap(), &data), 1, "no TorchScript file");
     refuse(&words(&fixture("tied"), Path::new("no-such.npz")), 1, "no-such.npz");
     let more = ["--set", "largest=20"];
-    write_npz(&path("four.npz"), &ramp(&[10, 4]), &classes(10, 4), false, false);
+    write_npz(&path("four.npz"), &ramp(&[10, 4]), &classes(10, 4), false);
     refuse(&[words(&fixture("tied"), &path("four.npz")), more.to_vec()].concat(), 1, "16 parameters");
 
     let tied = fixture("tied");
@@ -301,10 +300,10 @@ fn bad_input_is_one_sentence() {
     refuse(&words(&tied, &path("lonely.npz")), 1, "array images is alone");
     single("other.npz", "z");
     refuse(&words(&tied, &path("other.npz")), 1, "x or images or inputs");
-    write_npz(&path("short.npz"), &ramp(&[10, 4]), &classes(9, 3), false, false);
+    write_npz(&path("short.npz"), &ramp(&[10, 4]), &classes(9, 3), false);
     refuse(&words(&tied, &path("short.npz")), 1, "both must begin with the number of examples");
     let mut holed = ramp(&[10, 4]);
     holed[[3, 2]] = f32::NAN;
-    write_npz(&path("holed.npz"), &holed, &classes(10, 3), false, false);
+    write_npz(&path("holed.npz"), &holed, &classes(10, 3), false);
     refuse(&words(&tied, &path("holed.npz")), 1, "array x holds 1 numbers");
 }
