@@ -7,7 +7,7 @@
 //!
 //! Everything is computed in f64, whatever θ's kind, and in one order.
 
-use flatland_network::{NetworkError, Parameter};
+use flatland_network::{Evaluation, Examples, Loss, Model, NetworkError, Parameter, Points, evaluate_points};
 use rand::Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
@@ -209,6 +209,39 @@ impl Subspace {
     /// How many coordinates a point has.
     pub fn dimensions(&self) -> usize {
         self.axes.len()
+    }
+
+    /// Loss and accuracy of a model at points, each given by its coordinates; what a network's first layer makes of an example is computed
+    /// once for all of them ([`evaluate_points`]).
+    ///
+    /// # Errors
+    /// [`NetworkError::Shape`] when the model, the coordinates or the examples do not fit, and what the model itself says.
+    pub fn evaluate(
+        &self,
+        model: &Model,
+        coordinates: &[Vec<f64>],
+        examples: &Examples,
+        loss: Loss,
+    ) -> Result<Vec<Evaluation>> {
+        let thetas = coordinates.iter().map(|at| self.at(at)).collect::<Result<Vec<_>>>()?;
+        let thetas = Tensor::f_stack(&thetas, 0).map_err(NetworkError::from)?;
+        Ok(match model {
+            Model::Network(network) => {
+                let points = Points { frame: &self.frame()?, coordinates, thetas: &thetas };
+                evaluate_points(network, points, examples, loss)?
+            }
+            Model::Module(_) => model.evaluate_many(&thetas, examples, loss)?,
+        })
+    }
+
+    /// `[D + 1, P]`: θ and the axes, of θ's kind and on its device.
+    ///
+    /// # Errors
+    /// When the device is full.
+    pub fn frame(&self) -> Result<Tensor> {
+        let rows: Vec<&Tensor> = [&self.exact].into_iter().chain(&self.axes).collect();
+        let frame = Tensor::f_stack(&rows, 0).and_then(|frame| frame.f_to_kind(self.origin.kind()));
+        Ok(frame.map_err(NetworkError::from)?)
     }
 
     /// θ + a u (+ b v), `[P]`, of θ's kind and on its device: computed in f64, then rounded once. At 0 it is θ itself, to the

@@ -5,13 +5,13 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use flatland_data::{DataSetName, LoadOptions, Size32, grey_values, load, to_32};
 use flatland_geometry::{
-    Curvature, CurvatureOperator, DensitySettings, EigenSettings, Symmetric, eigenpairs, hutchinson,
-    spectral_density,
+    Curvature, CurvatureOperator, DensitySettings, EigenSettings, Subspace, Symmetric, eigenpairs,
+    hutchinson, spectral_density,
 };
 use flatland_network::device::{DeviceChoice, choose};
 use flatland_network::snapshot::from_safetensors;
 use flatland_network::{
-    Examples, Loss, Network, Precision, allocator, evaluate_many, set_deterministic, set_precision,
+    Examples, Loss, Model, Network, Precision, allocator, set_deterministic, set_precision,
 };
 use safetensors::SafeTensors;
 use serde_json::json;
@@ -64,7 +64,7 @@ const LARGEST: usize = 5;
 /// Products are repeated for at least so long.
 const SECONDS: f64 = 2.;
 /// Points of the surface that meet a chunk of the data together.
-const TOGETHER: i64 = 8;
+const TOGETHER: i64 = 64;
 
 fn main() -> Result<()> {
     allocator::keep_large_blocks();
@@ -192,19 +192,19 @@ fn surface(
     [u, v]: [Tensor; 2],
     points: i64,
 ) -> Result<serde_json::Value> {
-    let at = |index: i64| -> Result<Tensor> {
-        let place = |k: i64| 2. * k as f64 / (points - 1) as f64 - 1.;
-        let (a, b) = (place(index % points), place(index / points));
-        Ok(theta.f_add(&u.f_mul_scalar(a)?)?.f_add(&v.f_mul_scalar(b)?)?)
-    };
-    evaluate_many(network, &theta.f_unsqueeze(0)?, examples, Loss::CrossEntropy)?;
+    let place = |k: i64| 2. * k as f64 / (points - 1) as f64 - 1.;
+    let at = |index: i64| vec![place(index % points), place(index / points)];
+    let plane = Subspace::new(theta, &[u, v])?;
+    let model = Model::Network(network.clone());
+    let evaluate =
+        |coordinates: &[Vec<f64>]| plane.evaluate(&model, coordinates, examples, Loss::CrossEntropy);
+    evaluate(&[at(0)])?;
     let begin = Instant::now();
     let mut losses = Vec::new();
     let all = points * points;
     for start in (0..all).step_by(TOGETHER as usize) {
-        let some = (start..all.min(start + TOGETHER)).map(at).collect::<Result<Vec<_>>>()?;
-        let found = evaluate_many(network, &Tensor::f_stack(&some, 0)?, examples, Loss::CrossEntropy)?;
-        losses.extend(found.iter().map(|one| one.loss));
+        let some: Vec<Vec<f64>> = (start..all.min(start + TOGETHER)).map(at).collect();
+        losses.extend(evaluate(&some)?.iter().map(|one| one.loss));
     }
     Ok(json!({"points": all, "seconds": begin.elapsed().as_secs_f64(), "losses": losses}))
 }

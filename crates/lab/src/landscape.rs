@@ -18,7 +18,9 @@ use crate::module::{self, DATA, MODULE, Splits, file_name};
 use crate::run::Run;
 use crate::subject::{self, NETWORK, WEIGHTS};
 use crate::summary::{loss_words, mean_number, subtitle};
-use crate::trial::{Both, OfSplit, SPLITS, Trained, Trial, evaluate_all_kept, stream_of, train_all};
+use crate::trial::{
+    Both, OfSplit, SPLITS, Trained, Trial, evaluate_all_kept, evaluate_points_kept, stream_of, train_all,
+};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table as ClosingTable;
 use flatland_data::DataSetName;
@@ -519,37 +521,27 @@ fn training_figure(settings: &Settings, run: &Run, network: &Network, trained: &
 
 /// The grid, then the marks. Finished passes are kept.
 fn evaluate_surface(run: &Run, model: &Model, splits: &Splits, place: Place) -> Result<Surface> {
-    struct Models {
-        subspace: Subspace,
-        marks: Vec<Tensor>,
-    }
-    let (columns, count) = (place.x.len(), place.x.len() * place.y.len());
-    let context = || {
-        let marks = place.marks.iter().map(|mark| mark.theta.shallow_clone()).collect();
-        Ok(Models { subspace: place.subspace.share(), marks })
-    };
-    let at = |index: usize| [place.x[index % columns], place.y[index / columns]];
-    // Tensors are not for two threads: what both read lies outside of them.
     let dimensions = place.subspace.dimensions();
-    let names: Vec<String> = place.marks.iter().map(|mark| mark.name.clone()).collect();
-    let (x, y) = (place.x.clone(), place.y.clone());
-    let theta = move |models: &Models, index: usize| -> Result<Tensor> {
-        if index < count {
-            let at = [x[index % columns], y[index / columns]];
-            return Ok(models.subspace.at(&at[..dimensions])?);
-        }
-        Ok(models.marks[index - count].shallow_clone())
-    };
-    let places: Vec<[f64; 2]> = (0..count).map(at).collect();
-    let name = move |index: usize| match places.get(index) {
-        Some([x, y]) if dimensions == 2 => format!("({x:.2}, {y:.2})"),
-        Some([x, _]) => format!("{x:.2}"),
-        None => names[index - count].clone(),
-    };
+    let rows = place.y.iter().flat_map(|&y| place.x.iter().map(move |&x| [x, y]));
+    let coordinates: Vec<Vec<f64>> = rows.map(|at| at[..dimensions].to_vec()).collect();
     let what = format!("{}, seed {}", place.kind, place.seed);
-    let all = count + place.marks.len();
-    let mut points = evaluate_all_kept(run, &what, (model, splits), all, context, theta, name)?;
-    let marks = points.split_off(count);
+    let name = |index: usize| {
+        let numbers: Vec<String> = coordinates[index].iter().map(|x| format!("{x:.2}")).collect();
+        numbers.join(", ")
+    };
+    let subject = (model, splits);
+    let points = evaluate_points_kept(run, &what, subject, &place.subspace, &coordinates, name)?;
+    let thetas = || Ok(place.marks.iter().map(|mark| mark.theta.shallow_clone()).collect());
+    let names: Vec<&str> = place.marks.iter().map(|mark| mark.name.as_str()).collect();
+    let marks = evaluate_all_kept(
+        run,
+        &format!("{what}, models"),
+        subject,
+        names.len(),
+        thetas,
+        |thetas: &Vec<Tensor>, index| Ok(thetas[index].shallow_clone()),
+        |index| names[index].to_owned(),
+    )?;
     Ok(Surface { place, points, marks, tested: splits.test.is_some(), loss: splits.loss })
 }
 

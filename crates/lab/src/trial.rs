@@ -7,6 +7,7 @@ use crate::progress::Stage;
 use crate::run::{Numbers, Run, fingerprint};
 use crate::stacks::{fastest_rows, stacks};
 use anyhow::{Context, Result, ensure};
+use flatland_geometry::Subspace;
 use flatland_network::snapshot::{Checkpoint, tensors_from_bytes, tensors_to_bytes, to_safetensors};
 use flatland_network::{
     Epoch, Evaluation, Examples, Loss, Model, Network, Optimiser, OptimiserSettings, StackedTraining,
@@ -177,9 +178,9 @@ pub fn evaluate_all<C: Send>(
     let together = (count / (8 * run.workers)).clamp(1, MOST_TOGETHER);
     let (network, images) = subject;
     let context = || Ok((images.share(), context()?));
-    let theta = |(_, context): &(Images, C), index: usize| theta(context, index);
-    evaluate_passes(run, what, (count, together), context, theta, name, |(images, _), thetas| {
-        let on = |examples| evaluate_many(network, thetas, examples, Loss::CrossEntropy);
+    evaluate_passes(run, what, (count, together), context, name, |(images, context), pass| {
+        let thetas = stacked(context, pass, &theta)?;
+        let on = |examples| evaluate_many(network, &thetas, examples, Loss::CrossEntropy);
         let (train, test) = (on(&images.train)?, on(&images.test)?);
         Ok(train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect())
     })
@@ -198,49 +199,87 @@ pub fn evaluate_all_kept<C: Send>(
 ) -> Result<Vec<Both>> {
     // Whatever the number of workers, so that a run may go on with another.
     let together = count.div_ceil(32).clamp(1, MOST_TOGETHER);
-    let described = describe_model(model);
     let context = || Ok((model.again()?, splits.share(), context()?));
-    let theta = |(_, _, context): &(Model, Splits, C), index: usize| theta(context, index);
-    evaluate_passes(run, what, (count, together), context, theta, name, |(model, splits, _), thetas| {
-        let content = serde_json::json!({
-            "evaluation": fingerprint(thetas)?,
-            "network": described,
-            "prepared": splits.prepared,
-            "train": splits.train.count(),
-            "test": splits.test.as_ref().map(Examples::count),
-        });
-        let numbers = run.kept(&content, || {
-            let train = model.evaluate_many(thetas, &splits.train, splits.loss)?;
-            let test = match &splits.test {
-                Some(test) => model.evaluate_many(thetas, test, splits.loss)?,
-                None => vec![Evaluation { loss: f64::NAN, accuracy: None }; train.len()],
-            };
-            let both: Vec<Both> =
-                train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect();
-            both_to_numbers(&both)
-        })?;
-        both_from_numbers(&numbers, thetas.size()[0] as usize)
+    evaluate_passes(run, what, (count, together), context, name, |(model, splits, context), pass| {
+        let thetas = stacked(context, pass, &theta)?;
+        let evaluate = |examples: &Examples| Ok(model.evaluate_many(&thetas, examples, splits.loss)?);
+        kept_pass(run, (model, splits), &fingerprint(&thetas)?, pass.len(), evaluate)
     })
 }
 
+/// The most points of a line or plane in a pass: what its axes make of the examples is computed once for all of them.
+const MOST_POINTS: usize = 64;
+
+/// The same of the points of a line or plane, given by their coordinates.
+pub fn evaluate_points_kept(
+    run: &Run,
+    what: &str,
+    (model, splits): (&Model, &Splits),
+    subspace: &Subspace,
+    coordinates: &[Vec<f64>],
+    name: impl Fn(usize) -> String + Sync,
+) -> Result<Vec<Both>> {
+    let together = coordinates.len().div_ceil(32).clamp(1, MOST_POINTS);
+    let context = || Ok((model.again()?, splits.share(), subspace.share()));
+    let frame = fingerprint(&subspace.frame()?)?;
+    let count = coordinates.len();
+    evaluate_passes(run, what, (count, together), context, name, |(model, splits, subspace), pass| {
+        let at = &coordinates[pass[0]..][..pass.len()];
+        let evaluate = |examples: &Examples| Ok(subspace.evaluate(model, at, examples, splits.loss)?);
+        let content = serde_json::json!({ "frame": frame, "coordinates": at });
+        kept_pass(run, (model, splits), &content, pass.len(), evaluate)
+    })
+}
+
+fn stacked<C>(context: &C, pass: &[usize], theta: impl Fn(&C, usize) -> Result<Tensor>) -> Result<Tensor> {
+    let thetas = pass.iter().map(|&index| theta(context, index)).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::f_stack(&thetas, 0)?)
+}
+
+/// A pass over both splits, or what was kept of it by `content`, the models' description.
+fn kept_pass(
+    run: &Run,
+    (model, splits): (&Model, &Splits),
+    content: &impl Serialize,
+    count: usize,
+    evaluate: impl Fn(&Examples) -> Result<Vec<Evaluation>>,
+) -> Result<Vec<Both>> {
+    let content = serde_json::json!({
+        "evaluation": content,
+        "network": describe_model(model),
+        "prepared": splits.prepared,
+        "train": splits.train.count(),
+        "test": splits.test.as_ref().map(Examples::count),
+    });
+    let numbers = run.kept(&content, || {
+        let train = evaluate(&splits.train)?;
+        let test = match &splits.test {
+            Some(test) => evaluate(test)?,
+            None => vec![Evaluation { loss: f64::NAN, accuracy: None }; train.len()],
+        };
+        let both: Vec<Both> = train.into_iter().zip(test).map(|(train, test)| Both { train, test }).collect();
+        both_to_numbers(&both)
+    })?;
+    both_from_numbers(&numbers, count)
+}
+
+/// `count` models, `together` in each pass: `evaluate` gets the numbers of a pass.
 fn evaluate_passes<C: Send>(
     run: &Run,
     what: &str,
     (count, together): (usize, usize),
     context: impl Fn() -> Result<C>,
-    theta: impl Fn(&C, usize) -> Result<Tensor> + Sync,
     name: impl Fn(usize) -> String + Sync,
-    evaluate: impl Fn(&mut C, &Tensor) -> Result<Vec<Both>> + Sync,
+    evaluate: impl Fn(&mut C, &[usize]) -> Result<Vec<Both>> + Sync,
 ) -> Result<Vec<Both>> {
     let all: Vec<usize> = (0..count).collect();
-    let jobs: Vec<&[usize]> = all.chunks(together).collect();
+    let passes: Vec<&[usize]> = all.chunks(together).collect();
     let stage = run.progress.stage(what, count as u64);
-    let contexts = run.contexts(jobs.len(), context)?;
-    let evaluated = in_parallel(contexts, &jobs, |context, job| {
+    let contexts = run.contexts(passes.len(), context)?;
+    let evaluated = in_parallel(contexts, &passes, |context, pass| {
         run.check_interrupted()?;
-        let thetas = job.iter().map(|&index| theta(context, index)).collect::<Result<Vec<_>>>()?;
-        let both = evaluate(context, &Tensor::f_stack(&thetas, 0)?)?;
-        stage.advance(job.len() as u64, name(job[job.len() - 1]));
+        let both = evaluate(context, pass)?;
+        stage.advance(pass.len() as u64, name(pass[pass.len() - 1]));
         Ok(both)
     })?;
     Ok(evaluated.into_iter().flatten().collect())

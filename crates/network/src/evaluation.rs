@@ -52,31 +52,54 @@ pub fn evaluate_many(
         let expected = format!("[M, {}], M at least 1", network.count());
         return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected });
     }
-    let device = theta.device();
-    let on_cpu = device == Device::Cpu;
-    let budget = if on_cpu { CPU_CHUNK_BYTES } else { DEVICE_CHUNK_BYTES };
+    let chunk = chunk_of(network, theta, examples);
+    let thetas = |tensors: &[Tensor]| Ok(tensors[0].f_unbind(0)?);
+    over_chunks(examples, (theta.device(), chunk), &[theta], thetas, |thetas, examples, start, length| {
+        chunk_sums(network, thetas, examples, loss, start, length)
+    })
+}
+
+/// How many examples meet the models at once.
+pub(crate) fn chunk_of(network: &Network, theta: &Tensor, examples: &Examples) -> i64 {
+    let budget = if theta.device() == Device::Cpu { CPU_CHUNK_BYTES } else { DEVICE_CHUNK_BYTES };
     let bytes = network.widest() * theta.kind().elt_size_in_bytes() as i64;
-    let chunk = (budget / bytes).clamp(1, examples.count());
+    (budget / bytes).clamp(1, examples.count())
+}
+
+/// The sums of all models over all chunks: `of` gives a chunk's, from where it starts and how long it is, with what `own` made for the
+/// thread from its handles of the tensors. On a CPU the chunks are shared out to threads.
+pub(crate) fn over_chunks<S>(
+    examples: &Examples,
+    (device, chunk): (Device, i64),
+    tensors: &[&Tensor],
+    own: impl Fn(&[Tensor]) -> Result<S> + Sync,
+    of: impl Fn(&mut S, &Examples, i64, i64) -> Result<Vec<Sums>> + Sync,
+) -> Result<Vec<Evaluation>> {
+    let on_cpu = device == Device::Cpu;
     let starts: Vec<i64> = (0..examples.count()).step_by(chunk as usize).collect();
-    let sums_of = |theta: &Tensor, examples: &Examples, starts: &[i64]| -> Result<Vec<Vec<Sums>>> {
-        let thetas = theta.f_unbind(0)?;
-        starts.iter().map(|&start| chunk_sums(network, &thetas, examples, loss, start, chunk)).collect()
+    let sums_of = |tensors: &[Tensor], examples: &Examples, starts: &[i64]| -> Result<Vec<Vec<Sums>>> {
+        let _no_grad = tch::no_grad_guard();
+        let mut own = own(tensors)?;
+        let chunk_sums = |&start| of(&mut own, examples, start, chunk.min(examples.count() - start));
+        starts.iter().map(chunk_sums).collect()
     };
+    let handles = || tensors.iter().map(|tensor| tensor.shallow_clone()).collect::<Vec<Tensor>>();
     let threads = if on_cpu { tch::get_num_threads() } else { 1 };
     let threads = threads.clamp(1, i32::try_from(starts.len()).unwrap_or(i32::MAX)) as usize;
     let chunks: Vec<Vec<Sums>> = if threads > 1 {
         // Tensors are handles that threads cannot share, so each gets its own.
-        let handles: Vec<(Tensor, Examples)> =
-            (0..threads).map(|_| (theta.shallow_clone(), examples.share())).collect();
+        let handles: Vec<(Vec<Tensor>, Examples)> =
+            (0..threads).map(|_| (handles(), examples.share())).collect();
         let share = starts.len().div_ceil(threads);
         let parts = std::thread::scope(|scope| {
             let workers: Vec<_> = handles
                 .into_iter()
                 .zip(starts.chunks(share))
-                .map(|((theta, examples), starts)| {
+                .map(|((tensors, examples), starts)| {
+                    let sums_of = &sums_of;
                     scope.spawn(move || {
                         tch::set_num_threads(1);
-                        sums_of(&theta, &examples, starts)
+                        sums_of(&tensors, &examples, starts)
                     })
                 })
                 .collect();
@@ -90,13 +113,14 @@ pub fn evaluate_many(
         }
         chunks
     } else {
-        sums_of(theta, examples, &starts)?
+        sums_of(&handles(), examples, &starts)?
     };
+    let models = chunks.first().map_or(0, Vec::len);
     let of_model = |model: usize| {
         let all = chunks.iter().map(|chunk| chunk[model]);
         all.reduce(Sums::plus).map(|sums| sums.mean(examples))
     };
-    Ok((0..models as usize).filter_map(of_model).collect())
+    Ok((0..models).filter_map(of_model).collect())
 }
 
 /// Summed loss and hits of a chunk.
@@ -107,6 +131,13 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
+    /// Of a chunk's outputs.
+    pub fn of(outputs: &Tensor, targets: &Tensor, loss: Loss) -> Result<Self> {
+        let mean = loss.mean(outputs, targets)?.f_double_value(&[])?;
+        let hits = loss.correct(outputs, targets)?.map(|hits| hits.f_int64_value(&[])).transpose()?;
+        Ok(Self { loss: mean * outputs.size()[0] as f64, hits })
+    }
+
     pub fn plus(self, other: Self) -> Self {
         Self { loss: self.loss + other.loss, hits: self.hits.zip(other.hits).map(|(a, b)| a + b) }
     }
@@ -125,16 +156,8 @@ fn chunk_sums(
     examples: &Examples,
     loss: Loss,
     start: i64,
-    chunk: i64,
+    length: i64,
 ) -> Result<Vec<Sums>> {
-    let _no_grad = tch::no_grad_guard();
-    let length = chunk.min(examples.count() - start);
     let (x, targets) = examples.part(start, length)?;
-    let sums = thetas.iter().map(|theta| {
-        let outputs = network.predict(theta, &x)?;
-        let mean = loss.mean(&outputs, &targets)?.f_double_value(&[])?;
-        let hits = loss.correct(&outputs, &targets)?.map(|hits| hits.f_int64_value(&[])).transpose()?;
-        Ok(Sums { loss: mean * length as f64, hits })
-    });
-    sums.collect()
+    thetas.iter().map(|theta| Sums::of(&network.predict(theta, &x)?, &targets, loss)).collect()
 }

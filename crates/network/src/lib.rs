@@ -30,6 +30,7 @@ mod slices;
 pub mod snapshot;
 mod sparse;
 pub mod streams;
+mod subspace;
 mod training;
 
 pub use block::available as own_kernels_available;
@@ -47,6 +48,7 @@ pub use module::{Model, Module, flat};
 pub use network::{Layer, Network, Parameter};
 pub use optimiser::{Optimiser, OptimiserSettings};
 pub use precision::{Precision, set_deterministic, set_precision};
+pub use subspace::{Points, evaluate_points};
 pub use training::{Epoch, StackedTraining, Training, epoch_order};
 
 /// Result of this crate's fallible operations.

@@ -335,10 +335,36 @@ impl Network {
     }
 
     fn forward_single(&self, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
-        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
         self.check_inputs(x, None)?;
+        self.forward_from(0, theta, x, fused)
+    }
+
+    /// The steps before the first one with weights, and that one: linear in these.
+    pub(crate) fn first_linear(&self, theta: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.check_inputs(x, None)?;
+        let first = self.first_weights();
+        self.run(&self.steps[..=first], theta, x, true)
+    }
+
+    /// The outputs, from what [`Network::first_linear`] gives.
+    pub(crate) fn behind_first_linear(&self, theta: &Tensor, y: &Tensor) -> Result<Tensor> {
+        self.forward_from(self.first_weights() + 1, theta, y, true)
+    }
+
+    /// A network ends in a dense layer.
+    fn first_weights(&self) -> usize {
+        let weighted = |step: &Step| matches!(step, Step::Convolution { .. } | Step::Dense { .. });
+        self.steps.iter().position(weighted).unwrap_or(self.steps.len() - 1)
+    }
+
+    fn forward_from(&self, step: usize, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
+        self.run(&self.steps[step..], theta, x, fused)
+    }
+
+    /// Some of the steps.
+    fn run(&self, mut steps: &[Step], theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
+        let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
         let mut y = x.shallow_clone();
-        let mut steps = self.steps.as_slice();
         while let [step, rest @ ..] = steps {
             if fused
                 && let Step::Convolution { weight, padding } = *step
@@ -349,7 +375,7 @@ impl Network {
                 steps = after;
             } else if fused
                 && let Step::Dense { weight } = *step
-                && steps.len() == self.steps.len()
+                && steps.as_ptr() == self.steps.as_ptr()
                 && let Some(blocks) = NonzeroBlocks::of(&y, &parameters[weight])
             {
                 y = sparse::forward(&blocks, &y, &parameters[weight], &parameters[weight + 1])?;
