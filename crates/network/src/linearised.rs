@@ -469,14 +469,14 @@ impl Linearised {
                     let rows = by_rows[weight];
                     let to = if rows.is_some() { Order::Rows } else { Order::Planes };
                     turn(&mut stages, &mut order, to, &y)?;
-                    let (w, b) = (&parameters[weight], &parameters[weight + 1]);
-                    let z = y.f_conv2d(w, Some(b), 1, padding, 1, 1)?;
+                    let (w, bias) = (&parameters[weight], &parameters[weight + 1]);
+                    let z = y.f_conv2d(w, Some(bias), 1, padding, 1, 1)?;
                     stages.push(match rows {
                         Some(shape) => Stage::ByRows(ByRows {
                             weight,
                             shape,
                             input: shape.unfolded_and_one(&Order::Rows.of_one(&y)?)?,
-                            matrix: shape.spread(&w.f_unsqueeze(0)?, &b.f_unsqueeze(0)?)?.f_narrow(
+                            matrix: shape.spread(&w.f_unsqueeze(0)?, &bias.f_unsqueeze(0)?)?.f_narrow(
                                 0,
                                 0,
                                 shape.inputs(),
@@ -543,12 +543,12 @@ impl Linearised {
         };
         let batch = x.size()[0];
         let mut made = Self { network: network.clone(), parameters, blocks, stages, batch, bend };
-        made.backward_once(gradient)?;
+        made.backward_once(&gradient)?;
         Ok(made)
     }
 
     /// ∂L by every output that the Hessian's products ask for, from the one by the network's.
-    fn backward_once(&mut self, by_outputs: Tensor) -> Result<()> {
+    fn backward_once(&mut self, by_outputs: &Tensor) -> Result<()> {
         let mut g = by_outputs.f_unsqueeze(1)?;
         let lowest = self.lowest();
         for (index, stage) in self.stages.iter_mut().enumerate().rev() {
@@ -610,37 +610,54 @@ impl Linearised {
     pub fn bytes(network: &Network, options: (Kind, Device)) -> i64 {
         let (kernels, size) = (by_kernels(network, options), options.0.elt_size_in_bytes() as i64);
         let input: i64 = network.input().iter().product();
+        let mut by_rows = Rows::chosen(network, options).into_iter().step_by(2);
+        // Nothing goes back behind the first weights: no gradient is held there.
+        let mut first = true;
         let layers = network.layers().into_iter().map(|layer| {
             let before: i64 = layer.input.iter().product();
+            let rows = layer.parameters.and_then(|_| by_rows.next().flatten());
+            let gradient = i64::from(layer.parameters.is_none() || !std::mem::take(&mut first));
             match layer.layer {
-                // Its input, and the gradient by its outputs.
                 Layer::Convolution { channels, kernel, padding } if !kernels => {
                     let after = |side: i64| side + 2 * padding - kernel + 1;
-                    size * (before + channels * after(layer.input[1]) * after(layer.input[2]))
+                    let outputs = channels * after(layer.input[1]) * after(layer.input[2]);
+                    let input = rows.map_or(before, |rows| rows.height() * rows.inputs_and_one());
+                    size * (input + gradient * outputs)
                 }
                 Layer::MaxPool { size: window } => {
                     let pooled = layer.input[0] * (layer.input[1] / window) * (layer.input[2] / window);
-                    // Winners in a byte, output and gradient; or winners as indices, and slopes.
-                    pooled * if kernels { 1 + 2 * size } else { 8 + size }
+                    // Winners in a byte, output and gradient; or winners as indices.
+                    pooled * if kernels { 1 + 2 * size } else { 8 }
                 }
-                // Input, gradient, and slopes behind it.
-                Layer::Dense { width } => size * (before + 2 * width),
+                Layer::Dense { width } => size * (before + gradient * width),
+                // The kernels' own.
+                Layer::Relu if kernels && layer.input.len() == 3 => 0,
+                // Slopes, and where they change by how much.
+                Layer::Relu | Layer::LeakyRelu => size * before,
+                Layer::Tanh => 2 * size * before,
+                Layer::Convolution { .. } => 0,
+            }
+        });
+        // The others hold it as a layer's.
+        i64::from(kernels) * size * input + layers.sum::<i64>()
+    }
+
+    /// About how many bytes the largest intermediate result takes of each example and direction, where libtorch's operators convolve, for θ
+    /// of these options.
+    pub fn working_bytes(network: &Network, options: (Kind, Device)) -> i64 {
+        let mut by_rows = Rows::chosen(network, options).into_iter().step_by(2);
+        let unfolded = network.layers().into_iter().map(|layer| {
+            let rows = layer.parameters.and_then(|_| by_rows.next().flatten());
+            match (layer.layer, rows) {
+                (_, Some(rows)) => rows.height() * rows.inputs(),
+                (Layer::Convolution { kernel, padding, .. }, None) => {
+                    let after = |side: i64| side + 2 * padding - kernel + 1;
+                    layer.input[0] * kernel * kernel * after(layer.input[1]) * after(layer.input[2])
+                }
                 _ => 0,
             }
         });
-        size * input + layers.sum::<i64>()
-    }
-
-    /// About how many bytes the largest intermediate result takes of each example and direction, where libtorch's operators convolve.
-    pub fn working_bytes(network: &Network, kind: Kind) -> i64 {
-        let unfolded = network.layers().into_iter().map(|layer| match layer.layer {
-            Layer::Convolution { kernel, padding, .. } => {
-                let after = |side: i64| side + 2 * padding - kernel + 1;
-                layer.input[0] * kernel * kernel * after(layer.input[1]) * after(layer.input[2])
-            }
-            _ => 0,
-        });
-        unfolded.fold(network.widest(), i64::max) * kind.elt_size_in_bytes() as i64
+        unfolded.fold(network.widest(), i64::max) * options.0.elt_size_in_bytes() as i64
     }
 
     fn forward(&self, directions: &Directions) -> Result<Forward> {
@@ -1299,7 +1316,9 @@ mod tests {
         tch::set_num_threads(1);
         for network in networks() {
             for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-4)] {
-                for by_rows in ways(&network) {
+                // In f32 all or none.
+                let most = if kind == Kind::Double { 4 } else { 2 };
+                for by_rows in ways(&network).into_iter().take(most) {
                     for loss in [Loss::CrossEntropy, Loss::MeanSquaredError] {
                         compare(&network, (kind, tolerance), &by_rows, loss);
                     }
@@ -1379,6 +1398,48 @@ mod tests {
         }
         let expected = by_autograd(&network, &theta, &x, &targets, Loss::CrossEntropy, &v);
         close(&sums.flat(&network).unwrap(), &expected, 1e-13, "three pieces");
+    }
+
+    /// What a GPU holds, and how it convolves, is decided without one.
+    #[test]
+    fn bytes_are_those_held() {
+        tch::set_num_threads(1);
+        let on_gpu = |kind| (kind, Device::Cuda(0));
+        for network in networks() {
+            let by_rows = Rows::chosen(&network, on_gpu(Kind::Double));
+            assert_eq!(by_rows, Rows::all(&network), "{}: all of these are small", network.name());
+            let theta = initialise(&network, 2, 0, Kind::Double, Device::Cpu).unwrap();
+            let batch = 3;
+            let x = waves(&[&[batch], network.input()].concat(), 0.37, Kind::Double);
+            let targets = waves(&[batch, network.outputs()], 0.11, Kind::Double);
+            let at = (&x, &targets);
+            let made =
+                Linearised::of_ways(&network, &theta, at, Loss::MeanSquaredError, 1., &by_rows).unwrap();
+            let size = |t: &Tensor| t.numel() as i64 * t.kind().elt_size_in_bytes() as i64;
+            let held = |stage: &Stage| match stage {
+                Stage::ByRows(ByRows { input, gradient, .. }) | Stage::Dense { input, gradient, .. } => {
+                    size(input) + gradient.as_ref().map_or(0, size)
+                }
+                Stage::Pool(pool) => size(&pool.places),
+                Stage::Activation { slope, bend } => size(slope) + bend.as_ref().map_or(0, size),
+                Stage::Convolution(_) | Stage::Turn { .. } => 0,
+            };
+            let held = made.stages.iter().map(held).sum::<i64>() / batch;
+            assert_eq!(Linearised::bytes(&network, on_gpu(Kind::Double)), held, "{}", network.name());
+        }
+        // Wide images of many channels are convolved.
+        let convolution = |channels| Layer::Convolution { channels, kernel: 3, padding: 1 };
+        let large = [convolution(64), Layer::Relu, convolution(64), Layer::Relu, Layer::Dense { width: 3 }];
+        let large = Network::new("large", &[3, 32, 32], &large).unwrap();
+        assert!(Rows::chosen(&large, on_gpu(Kind::Float)).iter().all(Option::is_none));
+        let unfolded = 64 * 9 * 32 * 32 * 4;
+        assert_eq!(Linearised::working_bytes(&large, on_gpu(Kind::Float)), unfolded);
+        // LeNet's first convolution has the most outputs.
+        let lenet = Network::lenet();
+        assert_eq!(Linearised::working_bytes(&lenet, on_gpu(Kind::Float)), 6 * 28 * 28 * 4);
+        let on_cpu = (Kind::Double, Device::Cpu);
+        assert!(Rows::chosen(&lenet, on_cpu).iter().all(Option::is_none));
+        assert_eq!(Linearised::working_bytes(&lenet, on_cpu), 25 * 28 * 28 * 8);
     }
 
     #[test]
