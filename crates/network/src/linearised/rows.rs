@@ -248,10 +248,10 @@ mod tests {
             [([1, 7, 9], 3, 3, 0), ([2, 6, 5], 4, 2, 1), ([3, 5, 8], 1, 5, 2), ([2, 3, 4], 2, 1, 1)]
         {
             let rows = Rows { plane, channels, kernel, padding };
-            let [c, h, w] = plane;
+            let [inputs, high, wide] = plane;
             let (batch, count) = (3, 2);
-            let x = waves(&[batch, c, h, w], 0.37).set_requires_grad(true);
-            let weight = waves(&[count, channels, c, kernel, kernel], 0.23).set_requires_grad(true);
+            let x = waves(&[batch, inputs, high, wide], 0.37).set_requires_grad(true);
+            let weight = waves(&[count, channels, inputs, kernel, kernel], 0.23).set_requires_grad(true);
             let bias = waves(&[count, channels], 0.11).set_requires_grad(true);
             let z = x.conv2d(&weight.flatten(0, 1), Some(&bias.flatten(0, 1)), 1, padding, 1, 1);
             let [height, width] = [z.size()[2], z.size()[3]];
