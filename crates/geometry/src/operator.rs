@@ -104,13 +104,13 @@ fn check_vectors(operator: &dyn Symmetric, vectors: &Tensor) -> Result<(), Curva
 
 /// Examples of a piece on a CPU, for convolutions and for dense layers: what stays near the cache with sixteen directions.
 const CPU_PIECE: [i64; 2] = [64, 256];
-/// On an accelerator, launches weigh more.
-const DEVICE_PIECE: i64 = 2048;
+/// On an accelerator, launches weigh more: the most, where memory allows it.
+const DEVICE_PIECE: i64 = 16_384;
 /// Sums that are added in order; so many threads can be kept busy at most.
 const GROUPS: usize = 32;
 /// What the largest intermediate result of a piece with sixteen directions may take where libtorch's operators convolve, on a CPU and
 /// on an accelerator.
-const WORKING_BYTES: [i64; 2] = [1 << 25, 2 << 30];
+const WORKING_BYTES: [i64; 2] = [1 << 25, 3 << 30];
 /// What the linearised pieces may take together, on a CPU and on an accelerator: beyond, they are made anew for each product.
 const KEPT_BYTES: [i64; 2] = [1 << 30, 4 << 30];
 /// Vectors at once.
@@ -184,8 +184,14 @@ impl CurvatureOperator {
         let device = usize::from(options.1 != Device::Cpu);
         let kernels = by_kernels(network, options);
         let piece = if device == 0 { CPU_PIECE[usize::from(!convolutional)] } else { DEVICE_PIECE };
-        let room = WORKING_BYTES[device] / (TOGETHER * Linearised::working_bytes(network, options.0));
-        let piece = if kernels { piece } else { piece.min(room).max(1) };
+        let room = WORKING_BYTES[device] / (TOGETHER * Linearised::working_bytes(network, options));
+        let mut piece = if kernels { piece } else { piece.min(room).max(1) };
+        if device == 1 {
+            // As many pieces, of about one size.
+            let count = examples.count().max(1);
+            let pieces = (count - 1) / piece + 1;
+            piece = (count - 1) / pieces + 1;
+        }
         let keeps = Linearised::bytes(network, options) * examples.count() <= KEPT_BYTES[device];
         let model = || Ok(Model::Network(network.clone()));
         let one_by_one = convolutional && kernels;

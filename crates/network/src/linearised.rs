@@ -13,12 +13,16 @@
 //! gradients by the activations are computed once for all products. Derivatives by ReLU, LeakyReLU and max-pooling are those of autograd:
 //! second derivatives 0, at a kink the first one as there. Tested against autograd's double backward.
 //!
-//! Convolutions go by the kernels of [`crate::block`] where these fit, else by libtorch's operators: forwards as convolutions, with
-//! the directions as further output channels; the gradients by weights as products with the unfolded input.
+//! Convolutions go by the kernels of [`crate::block`] where these fit, else by libtorch's operators. On a GPU those of few channels on
+//! small images are products of matrices (`linearised/rows.rs`). The others: forwards as convolutions, with the directions as
+//! further output channels; the gradients by weights as products with the unfolded input.
+
+mod rows;
 
 use crate::network::Step;
 use crate::{Layer, Loss, Network, NetworkError, Parameter, Result, block};
 use block::tangent::{self, Cotangent};
+use rows::{Rows, add_transposed_product};
 use tch::{Device, Kind, Tensor};
 
 /// A second-order derivative of the loss by θ.
@@ -62,15 +66,51 @@ struct Convolution {
     gradient: Option<Tensor>,
 }
 
+/// A convolution by rows.
+#[derive(Debug)]
+struct ByRows {
+    weight: usize,
+    shape: Rows,
+    /// Its input unfolded, with the ones, `[B H', k C W + …]`.
+    input: Tensor,
+    /// w as a matrix, `[k C W, O W']`.
+    matrix: Tensor,
+    /// ∂L/∂z by its outputs, `[B H', O W']`.
+    gradient: Option<Tensor>,
+}
+
+/// How the derivatives of B images along K directions lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// `[B, K, C H W]`; and all that are no images, `[B, K, F]`.
+    Planes,
+    /// `[B, H, K, C W]`.
+    Rows,
+}
+
+/// A max-pooling. Windows do not overlap, so that each number of its input is the maximum of one at most.
+#[derive(Debug)]
+struct Pool {
+    /// Of each window its maximum's distance from its first number, in [`Pool::from`]'s order for one direction: `[B, 1, C, H', W']`, of
+    /// rows `[B, H', 1, C, W']`, as [`Pool::to`] has it.
+    places: Tensor,
+    size: i64,
+    /// C, H and W of its input.
+    plane: [i64; 3],
+    from: Order,
+    to: Order,
+}
+
 /// A step behind the blocks; F is what it has as its input: of images, C H W.
 #[derive(Debug)]
 enum Stage {
     Convolution(Convolution),
-    Pool {
-        /// Of each window the place of its maximum in the plane, `[B, C, H' W']`.
-        winners: Tensor,
-        /// H W.
-        plane: i64,
+    ByRows(ByRows),
+    Pool(Pool),
+    /// To another order, of images of this C, H and W.
+    Turn {
+        plane: [i64; 3],
+        to: Order,
     },
     Dense {
         weight: usize,
@@ -80,9 +120,9 @@ enum Stage {
         gradient: Option<Tensor>,
     },
     Activation {
-        /// σ'(z), `[B, F]`.
+        /// σ'(z), `[B, 1, F]`, of rows `[B, H, 1, C W]`.
         slope: Tensor,
-        /// σ''(z) ∂L/∂σ, `[B, F]`, where it is not 0 for all z.
+        /// σ''(z) ∂L/∂σ of the same shape, where it is not 0 for all z.
         bend: Option<Tensor>,
     },
 }
@@ -113,6 +153,8 @@ enum Direction {
     /// Ẇ `[K outputs, inputs]` and `[outputs, K inputs]`, ḃ `[K outputs]`. Of a convolution by libtorch's operators, the inputs are
     /// C K K.
     Dense { rows: Tensor, columns: Tensor, bias: Tensor },
+    /// Ẇ and ḃ as matrices side by side, `[k C W + …, K O W']`, and transposed, `[O W', K k C W]`, of a convolution by rows.
+    ByRows { spread: Tensor, transposed: Tensor },
 }
 
 impl Directions {
@@ -121,6 +163,11 @@ impl Directions {
     /// # Errors
     /// [`NetworkError::Shape`] when they are not the network's, or too many.
     pub fn of(network: &Network, directions: &Tensor) -> Result<Self> {
+        let by_rows = Rows::chosen(network, (directions.kind(), directions.device()));
+        Self::of_ways(network, directions, &by_rows)
+    }
+
+    fn of_ways(network: &Network, directions: &Tensor, by_rows: &[Option<Rows>]) -> Result<Self> {
         let most = if network.is_convolutional() { tangent::LANES } else { i64::MAX };
         let size = directions.size();
         if size.len() != 2 || size[1] != network.count() || size[0] < 1 || size[0] > most {
@@ -159,6 +206,13 @@ impl Directions {
                         }
                     });
                 }
+                Step::Convolution { weight, .. } if by_rows[weight].is_some() => {
+                    let rows = by_rows[weight].ok_or_else(other_network)?;
+                    let [w, b] = [parameters[weight].of(directions)?, parameters[weight + 1].of(directions)?];
+                    let spread = rows.spread(&w, &b)?;
+                    let transposed = rows.transposed(&spread, count)?;
+                    layers[weight] = Some(Direction::ByRows { spread, transposed });
+                }
                 Step::Dense { weight } | Step::Convolution { weight, .. } => {
                     let [w, b] = [parameters[weight].of(directions)?, parameters[weight + 1].of(directions)?];
                     let [outputs, inputs] = sizes(&parameters[weight]);
@@ -195,6 +249,9 @@ impl Directions {
                 columns: columns.shallow_clone(),
                 bias: bias.shallow_clone(),
             },
+            Direction::ByRows { spread, transposed } => {
+                Direction::ByRows { spread: spread.shallow_clone(), transposed: transposed.shallow_clone() }
+            }
         };
         Self {
             count: self.count,
@@ -207,8 +264,10 @@ impl Directions {
 #[derive(Debug)]
 pub struct Products {
     count: i64,
-    /// As [`Directions`], with a second sum for what comes as columns.
+    /// As [`Directions`], with a second sum for what comes as columns or transposed.
     layers: Vec<Option<Direction>>,
+    /// By the index of its weight, each convolution by rows.
+    by_rows: Vec<Option<Rows>>,
 }
 
 impl Products {
@@ -218,6 +277,15 @@ impl Products {
     /// When the device is full.
     pub fn zeros(network: &Network, count: i64, theta: &Tensor) -> Result<Self> {
         let options = (theta.kind(), theta.device());
+        Self::of_ways(network, count, options, Rows::chosen(network, options))
+    }
+
+    fn of_ways(
+        network: &Network,
+        count: i64,
+        options: (Kind, Device),
+        by_rows: Vec<Option<Rows>>,
+    ) -> Result<Self> {
         let parameters = network.parameters();
         let mut layers: Vec<Option<Direction>> = parameters.iter().map(|_| None).collect();
         let kernels = by_kernels(network, options);
@@ -237,6 +305,13 @@ impl Products {
                         }
                     });
                 }
+                Step::Convolution { weight, .. } if by_rows[weight].is_some() => {
+                    let rows = by_rows[weight].ok_or_else(other_network)?;
+                    layers[weight] = Some(Direction::ByRows {
+                        spread: zeros(&[rows.inputs_and_one(), count * rows.outputs()])?,
+                        transposed: zeros(&[rows.outputs(), count * rows.inputs()])?,
+                    });
+                }
                 Step::Dense { weight } | Step::Convolution { weight, .. } => {
                     let [outputs, inputs] = sizes(&parameters[weight]);
                     layers[weight] = Some(Direction::Dense {
@@ -248,7 +323,7 @@ impl Products {
                 _ => {}
             }
         }
-        Ok(Self { count, layers })
+        Ok(Self { count, layers, by_rows })
     }
 
     /// As `[K, P]`.
@@ -259,7 +334,7 @@ impl Products {
         let _no_grad = tch::no_grad_guard();
         let count = self.count;
         let mut parts = Vec::new();
-        for (parameter, layer) in network.parameters().iter().zip(&self.layers) {
+        for ((parameter, layer), rows) in network.parameters().iter().zip(&self.layers).zip(&self.by_rows) {
             match layer {
                 Some(Direction::One { weight, bias }) => {
                     parts.push(weight.f_reshape([1, -1])?);
@@ -277,6 +352,10 @@ impl Products {
                     let weight = rows.f_view([count, outputs, inputs])?.f_add(&columns)?;
                     parts.push(weight.f_reshape([count, -1])?);
                     parts.push(bias.f_view([count, outputs])?);
+                }
+                Some(Direction::ByRows { spread, transposed }) => {
+                    let rows = rows.as_ref().ok_or_else(other_network)?;
+                    parts.extend(rows.gathered(spread, transposed, count)?);
                 }
                 None => {}
             }
@@ -328,7 +407,6 @@ impl Linearised {
     ///
     /// # Errors
     /// [`NetworkError::Shape`] when θ `[P]`, x or the targets do not fit, there is no example, or x is on another device than θ.
-    #[allow(clippy::too_many_lines)] // one arm a step
     pub fn of(
         network: &Network,
         theta: &Tensor,
@@ -336,6 +414,19 @@ impl Linearised {
         targets: &Tensor,
         loss: Loss,
         share: f64,
+    ) -> Result<Self> {
+        let by_rows = Rows::chosen(network, (theta.kind(), theta.device()));
+        Self::of_ways(network, theta, (x, targets), loss, share, &by_rows)
+    }
+
+    #[allow(clippy::too_many_lines)] // one arm a step
+    fn of_ways(
+        network: &Network,
+        theta: &Tensor,
+        (x, targets): (&Tensor, &Tensor),
+        loss: Loss,
+        share: f64,
+        by_rows: &[Option<Rows>],
     ) -> Result<Self> {
         network.check_theta(theta)?;
         network.check_inputs(x, None)?;
@@ -368,28 +459,47 @@ impl Linearised {
             steps = rest;
         }
         let mut stages = Vec::new();
-        let slopes =
-            |of: &Tensor| -> Result<Tensor> { Ok(of.f_gt(0.)?.f_to_kind(of.kind())?.f_flatten(1, -1)?) };
-        for step in steps {
+        let mut order = Order::Planes;
+        let slopes = |of: &Tensor, order: Order| -> Result<Tensor> {
+            order.of_one(&of.f_gt(0.)?.f_to_kind(of.kind())?)
+        };
+        for (index, step) in steps.iter().enumerate() {
             match *step {
                 Step::Convolution { weight, padding } => {
-                    let z =
-                        y.f_conv2d(&parameters[weight], Some(&parameters[weight + 1]), 1, padding, 1, 1)?;
-                    let convolution = Convolution { weight, padding, input: y, gradient: None };
-                    stages.push(Stage::Convolution(convolution));
+                    let rows = by_rows[weight];
+                    let to = if rows.is_some() { Order::Rows } else { Order::Planes };
+                    turn(&mut stages, &mut order, to, &y)?;
+                    let (w, bias) = (&parameters[weight], &parameters[weight + 1]);
+                    let z = y.f_conv2d(w, Some(bias), 1, padding, 1, 1)?;
+                    stages.push(match rows {
+                        Some(shape) => Stage::ByRows(ByRows {
+                            weight,
+                            shape,
+                            input: shape.unfolded_and_one(&Order::Rows.of_one(&y)?)?,
+                            matrix: shape.spread(&w.f_unsqueeze(0)?, &bias.f_unsqueeze(0)?)?.f_narrow(
+                                0,
+                                0,
+                                shape.inputs(),
+                            )?,
+                            gradient: None,
+                        }),
+                        None => Stage::Convolution(Convolution { weight, padding, input: y, gradient: None }),
+                    });
                     y = z;
                 }
                 Step::MaxPool { size, rectified } => {
-                    let plane = y.size()[2..].iter().product();
                     let (pooled, winners) = y.f_max_pool2d_with_indices(size, size, 0, 1, false)?;
-                    stages.push(Stage::Pool { winners: winners.f_flatten(2, -1)?, plane });
+                    let to = Order::wanted(&steps[index + 1..], by_rows);
+                    stages.push(Stage::Pool(Pool::of(&winners, size, plane(&y)?, order, to)?));
+                    order = to;
                     y = pooled;
                     if rectified {
                         y = y.f_relu()?;
-                        stages.push(Stage::Activation { slope: slopes(&y)?, bend: None });
+                        stages.push(Stage::Activation { slope: slopes(&y, order)?, bend: None });
                     }
                 }
                 Step::Dense { weight } => {
+                    turn(&mut stages, &mut order, Order::Planes, &y)?;
                     if y.dim() > 2 {
                         y = y.f_flatten(1, -1)?;
                     }
@@ -399,20 +509,20 @@ impl Linearised {
                 }
                 Step::Relu => {
                     y = y.f_relu()?;
-                    stages.push(Stage::Activation { slope: slopes(&y)?, bend: None });
+                    stages.push(Stage::Activation { slope: slopes(&y, order)?, bend: None });
                 }
                 Step::LeakyRelu => {
                     // 0.01 where z <= 0.
-                    let slope = slopes(&y)?.f_mul_scalar(0.99)?.f_add_scalar(0.01)?;
+                    let slope = slopes(&y, order)?.f_mul_scalar(0.99)?.f_add_scalar(0.01)?;
                     y = y.f_leaky_relu()?;
                     stages.push(Stage::Activation { slope, bend: None });
                 }
                 Step::Tanh => {
                     y = y.f_tanh()?;
-                    let flat = y.f_flatten(1, -1)?;
-                    let slope = flat.f_square()?.f_neg()?.f_add_scalar(1.)?;
+                    let tanh = order.of_one(&y)?;
+                    let slope = tanh.f_square()?.f_neg()?.f_add_scalar(1.)?;
                     // tanh'' = -2 tanh tanh'; the gradient comes to it below.
-                    let bend = flat.f_mul(&slope)?.f_mul_scalar(-2.)?;
+                    let bend = tanh.f_mul(&slope)?.f_mul_scalar(-2.)?;
                     stages.push(Stage::Activation { slope, bend: Some(bend) });
                 }
             }
@@ -433,13 +543,13 @@ impl Linearised {
         };
         let batch = x.size()[0];
         let mut made = Self { network: network.clone(), parameters, blocks, stages, batch, bend };
-        made.backward_once(gradient)?;
+        made.backward_once(&gradient)?;
         Ok(made)
     }
 
     /// ∂L by every output that the Hessian's products ask for, from the one by the network's.
-    fn backward_once(&mut self, by_outputs: Tensor) -> Result<()> {
-        let mut g = by_outputs;
+    fn backward_once(&mut self, by_outputs: &Tensor) -> Result<()> {
+        let mut g = by_outputs.f_unsqueeze(1)?;
         let lowest = self.lowest();
         for (index, stage) in self.stages.iter_mut().enumerate().rev() {
             // What enters it does not change along any direction.
@@ -451,19 +561,20 @@ impl Linearised {
                     let w = &self.parameters[convolution.weight];
                     let (above, _, [height, width]) = convolution.planes(w);
                     let z = g.f_reshape([self.batch, above, height, width])?;
-                    g = convolution.to_input(&z, w)?.f_flatten(1, -1)?;
+                    g = convolution.to_input(&z, w)?.f_reshape([self.batch, 1, -1])?;
                     convolution.gradient = Some(z);
                 }
-                Stage::Pool { winners, plane } => {
-                    let [channels, pooled] = [winners.size()[1], winners.size()[2]];
-                    let room = Tensor::f_zeros([self.batch, channels, *plane], (g.kind(), g.device()))?;
-                    let parts = g.f_reshape([self.batch, channels, pooled])?;
-                    g = room.f_scatter(2, winners, &parts)?.f_flatten(1, -1)?;
+                Stage::ByRows(rows) => {
+                    let z = g.f_reshape([-1, rows.shape.outputs()])?;
+                    g = rows.back(&z, None, 1)?;
+                    rows.gradient = Some(z);
                 }
+                Stage::Pool(pool) => g = pool.back(&g, 1)?,
+                Stage::Turn { plane, to } => g = to.other().turned(&g, *plane)?,
                 Stage::Dense { weight, gradient, .. } => {
-                    let back = g.f_mm(&self.parameters[*weight])?;
-                    *gradient = Some(g);
-                    g = back;
+                    let z = g.f_squeeze_dim(1)?;
+                    g = z.f_mm(&self.parameters[*weight])?.f_unsqueeze(1)?;
+                    *gradient = Some(z);
                 }
                 Stage::Activation { slope, bend } => {
                     if let Some(bend) = bend {
@@ -485,7 +596,8 @@ impl Linearised {
 
     /// The first stage with weights, where no block is before it: nothing goes further back.
     fn lowest(&self) -> Option<usize> {
-        let weighted = |stage: &Stage| matches!(stage, Stage::Convolution(_) | Stage::Dense { .. });
+        let weighted =
+            |stage: &Stage| matches!(stage, Stage::Convolution(_) | Stage::ByRows(_) | Stage::Dense { .. });
         if self.blocks.is_empty() { self.stages.iter().position(weighted) } else { None }
     }
 
@@ -498,37 +610,54 @@ impl Linearised {
     pub fn bytes(network: &Network, options: (Kind, Device)) -> i64 {
         let (kernels, size) = (by_kernels(network, options), options.0.elt_size_in_bytes() as i64);
         let input: i64 = network.input().iter().product();
+        let mut by_rows = Rows::chosen(network, options).into_iter().step_by(2);
+        // Nothing goes back behind the first weights: no gradient is held there.
+        let mut first = true;
         let layers = network.layers().into_iter().map(|layer| {
             let before: i64 = layer.input.iter().product();
+            let rows = layer.parameters.and_then(|_| by_rows.next().flatten());
+            let gradient = i64::from(layer.parameters.is_none() || !std::mem::take(&mut first));
             match layer.layer {
-                // Its input, and the gradient by its outputs.
                 Layer::Convolution { channels, kernel, padding } if !kernels => {
                     let after = |side: i64| side + 2 * padding - kernel + 1;
-                    size * (before + channels * after(layer.input[1]) * after(layer.input[2]))
+                    let outputs = channels * after(layer.input[1]) * after(layer.input[2]);
+                    let input = rows.map_or(before, |rows| rows.height() * rows.inputs_and_one());
+                    size * (input + gradient * outputs)
                 }
                 Layer::MaxPool { size: window } => {
                     let pooled = layer.input[0] * (layer.input[1] / window) * (layer.input[2] / window);
-                    // Winners in a byte, output and gradient; or winners as indices, and slopes.
-                    pooled * if kernels { 1 + 2 * size } else { 8 + size }
+                    // Winners in a byte, output and gradient; or winners as indices.
+                    pooled * if kernels { 1 + 2 * size } else { 8 }
                 }
-                // Input, gradient, and slopes behind it.
-                Layer::Dense { width } => size * (before + 2 * width),
+                Layer::Dense { width } => size * (before + gradient * width),
+                // The kernels' own.
+                Layer::Relu if kernels && layer.input.len() == 3 => 0,
+                // Slopes, and where they change by how much.
+                Layer::Relu | Layer::LeakyRelu => size * before,
+                Layer::Tanh => 2 * size * before,
+                Layer::Convolution { .. } => 0,
+            }
+        });
+        // The others hold it as a layer's.
+        i64::from(kernels) * size * input + layers.sum::<i64>()
+    }
+
+    /// About how many bytes the largest intermediate result takes of each example and direction, where libtorch's operators convolve, for θ
+    /// of these options.
+    pub fn working_bytes(network: &Network, options: (Kind, Device)) -> i64 {
+        let mut by_rows = Rows::chosen(network, options).into_iter().step_by(2);
+        let unfolded = network.layers().into_iter().map(|layer| {
+            let rows = layer.parameters.and_then(|_| by_rows.next().flatten());
+            match (layer.layer, rows) {
+                (_, Some(rows)) => rows.height() * rows.inputs(),
+                (Layer::Convolution { kernel, padding, .. }, None) => {
+                    let after = |side: i64| side + 2 * padding - kernel + 1;
+                    layer.input[0] * kernel * kernel * after(layer.input[1]) * after(layer.input[2])
+                }
                 _ => 0,
             }
         });
-        size * input + layers.sum::<i64>()
-    }
-
-    /// About how many bytes the largest intermediate result takes of each example and direction, where libtorch's operators convolve.
-    pub fn working_bytes(network: &Network, kind: Kind) -> i64 {
-        let unfolded = network.layers().into_iter().map(|layer| match layer.layer {
-            Layer::Convolution { kernel, padding, .. } => {
-                let after = |side: i64| side + 2 * padding - kernel + 1;
-                layer.input[0] * kernel * kernel * after(layer.input[1]) * after(layer.input[2])
-            }
-            _ => 0,
-        });
-        unfolded.fold(network.widest(), i64::max) * kind.elt_size_in_bytes() as i64
+        unfolded.fold(network.widest(), i64::max) * options.0.elt_size_in_bytes() as i64
     }
 
     fn forward(&self, directions: &Directions) -> Result<Forward> {
@@ -544,7 +673,7 @@ impl Linearised {
                     tangent::forward_one(saved, w, (dw, bias), dx.as_ref())?
                 }
                 Direction::Lanes { weight: dw, bias } => tangent::forward(saved, w, (dw, bias), dx.as_ref())?,
-                Direction::Dense { .. } => return Err(other_network()),
+                _ => return Err(other_network()),
             };
             of_blocks.push(dx.take());
             dx = Some(dy);
@@ -567,19 +696,22 @@ impl Linearised {
                     of_stages.push(t.take());
                     t = Some(next);
                 }
-                Stage::Pool { winners, plane } => {
-                    let [channels, pooled] = [winners.size()[1], winners.size()[2]];
-                    let of = |t: &Tensor| -> Result<Tensor> {
-                        let t = t.f_reshape([self.batch, count, channels, *plane])?;
-                        let taken = t.f_gather(
-                            3,
-                            &winners.f_unsqueeze(1)?.f_expand([-1, count, -1, -1], false)?,
-                            false,
-                        )?;
-                        Ok(taken.f_reshape([self.batch, count, channels * pooled])?)
+                Stage::ByRows(rows) => {
+                    let Direction::ByRows { spread, .. } = at(rows.weight)? else {
+                        return Err(other_network());
                     };
-                    let next = t.as_ref().map(of).transpose()?;
-                    of_stages.push(t.take());
+                    let (next, unfolded) = rows.along(spread, t.as_ref(), count)?;
+                    of_stages.push(unfolded);
+                    t = Some(next);
+                }
+                Stage::Pool(pool) => {
+                    let next = t.as_ref().map(|t| pool.along(t, count)).transpose()?;
+                    of_stages.push(None);
+                    t = next;
+                }
+                Stage::Turn { plane, to } => {
+                    let next = t.as_ref().map(|t| to.turned(t, *plane)).transpose()?;
+                    of_stages.push(None);
                     t = next;
                 }
                 Stage::Dense { weight, input, .. } => {
@@ -597,9 +729,9 @@ impl Linearised {
                     of_stages.push(t.take());
                     t = Some(z.f_view([self.batch, count, outputs])?);
                 }
-                Stage::Activation { slope, .. } => {
-                    let next = t.as_ref().map(|t| t.f_mul(&slope.f_unsqueeze(1)?)).transpose()?;
-                    of_stages.push(t.take());
+                Stage::Activation { slope, bend } => {
+                    let next = t.as_ref().map(|t| t.f_mul(slope)).transpose()?;
+                    of_stages.push(t.take().filter(|_| bend.is_some()));
                     t = next;
                 }
             }
@@ -648,18 +780,30 @@ impl Linearised {
                     }
                     u = convolution.back(&u, w, along.map(|(direction, _)| direction), count)?;
                 }
-                Stage::Pool { winners, plane } => {
-                    let [channels, pooled] = [winners.size()[1], winners.size()[2]];
-                    let room =
-                        Tensor::f_zeros([self.batch, count, channels, *plane], (u.kind(), u.device()))?;
-                    let places = winners.f_unsqueeze(1)?.f_expand([-1, count, -1, -1], false)?;
-                    let parts = u.f_reshape([self.batch, count, channels, pooled])?;
-                    u = room.f_scatter(3, &places, &parts)?.f_reshape([
-                        self.batch,
-                        count,
-                        channels * plane,
-                    ])?;
+                Stage::ByRows(rows) => {
+                    let Direction::ByRows { spread, transposed } = into.at(rows.weight)? else {
+                        return Err(other_network());
+                    };
+                    let z = u.f_reshape([-1, count * rows.shape.outputs()])?;
+                    add_transposed_product(spread, &rows.input, &z)?;
+                    let curved = along.zip(rows.gradient.as_ref());
+                    if let Some(((_, forward), g)) = curved
+                        && let Some(t) = &forward.stages[index]
+                    {
+                        add_transposed_product(transposed, g, &t.f_view([-1, count * rows.shape.inputs()])?)?;
+                    }
+                    if Some(index) == self.lowest() {
+                        return Ok(());
+                    }
+                    let along = match along.map(|(directions, _)| &directions.layers[rows.weight]) {
+                        Some(Some(Direction::ByRows { transposed, .. })) => Some(transposed),
+                        None => None,
+                        _ => return Err(other_network()),
+                    };
+                    u = rows.back(&z, along, count)?;
                 }
+                Stage::Pool(pool) => u = pool.back(&u, count)?,
+                Stage::Turn { plane, to } => u = to.other().turned(&u, *plane)?,
                 Stage::Dense { weight, input, gradient } => {
                     let Direction::Dense { rows: sum, columns, bias } = into.at(*weight)? else {
                         return Err(other_network());
@@ -692,11 +836,11 @@ impl Linearised {
                     u = back.f_view([self.batch, count, inputs])?;
                 }
                 Stage::Activation { slope, bend } => {
-                    let mut back = u.f_mul(&slope.f_unsqueeze(1)?)?;
+                    let mut back = u.f_mul(slope)?;
                     if let (Some((_, forward)), Some(bend)) = (along, bend)
                         && let Some(t) = &forward.stages[index]
                     {
-                        back = back.f_add_(&bend.f_unsqueeze(1)?.f_mul(t)?)?;
+                        back = back.f_add_(&bend.f_mul(t)?)?;
                     }
                     u = back;
                 }
@@ -741,7 +885,7 @@ impl Linearised {
                 Direction::Lanes { weight, bias } => {
                     tangent::backward(saved, w, cotangent, (weight, bias), index > 0)?
                 }
-                Direction::Dense { .. } => return Err(other_network()),
+                _ => return Err(other_network()),
             };
             if let Some(back) = back {
                 tangent = back;
@@ -871,6 +1015,177 @@ impl Convolution {
     }
 }
 
+impl ByRows {
+    /// From the derivatives of its input, `[B, H, K, C W]` (`None`: 0), along K directions to those of its outputs, `[B, H', K, O W']`; with the
+    /// former unfolded.
+    fn along(&self, spread: &Tensor, t: Option<&Tensor>, count: i64) -> Result<(Tensor, Option<Tensor>)> {
+        let outputs = self.shape.outputs();
+        let mut z = self.input.f_mm(spread)?.f_view([-1, outputs])?;
+        let unfolded = t.map(|t| self.shape.unfolded(t)).transpose()?;
+        if let Some(unfolded) = &unfolded {
+            z = z.f_addmm_(unfolded, &self.matrix)?;
+        }
+        Ok((z.f_view([-1, self.shape.height(), count, outputs])?, unfolded))
+    }
+
+    /// `Jᵀ u` by its input, `[B, H, K, C W]`, u `[B H', K O W']`; along directions, transposed, with what the backward pass itself changes.
+    fn back(&self, u: &Tensor, along: Option<&Tensor>, count: i64) -> Result<Tensor> {
+        let u = u.f_view([-1, self.shape.outputs()])?;
+        let w = self.matrix.f_transpose(0, 1)?;
+        let back = match along.zip(self.gradient.as_ref()) {
+            Some((along, gradient)) => {
+                gradient.f_mm(along)?.f_view([-1, self.shape.inputs()])?.f_addmm_(&u, &w)?
+            }
+            None => u.f_mm(&w)?,
+        };
+        self.shape.folded(&back, count)
+    }
+}
+
+/// C, H and W of images `[B, C, H, W]`.
+fn plane(images: &Tensor) -> Result<[i64; 3]> {
+    let (_, channels, height, width) = images.size4()?;
+    Ok([channels, height, width])
+}
+
+/// A stage that brings the derivatives of images y to another order.
+fn turn(stages: &mut Vec<Stage>, order: &mut Order, to: Order, y: &Tensor) -> Result<()> {
+    // Before the first stage there are none.
+    if *order != to && !stages.is_empty() {
+        stages.push(Stage::Turn { plane: plane(y)?, to });
+    }
+    *order = to;
+    Ok(())
+}
+
+impl Order {
+    /// What the next layer with weights takes.
+    fn wanted(steps: &[Step], by_rows: &[Option<Rows>]) -> Self {
+        let weighted = |step: &Step| match *step {
+            Step::Convolution { weight, .. } => Some(by_rows[weight].is_some()),
+            Step::Dense { .. } => Some(false),
+            _ => None,
+        };
+        if steps.iter().find_map(weighted) == Some(true) { Self::Rows } else { Self::Planes }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Planes => Self::Rows,
+            Self::Rows => Self::Planes,
+        }
+    }
+
+    /// Numbers of the examples themselves, `[B, C, H, W]` or `[B, F]`, as those along one direction.
+    fn of_one(self, y: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Planes => y.f_flatten(1, -1)?.f_unsqueeze(1)?,
+            Self::Rows => y.f_transpose(1, 2)?.f_flatten(2, 3)?.f_unsqueeze(2)?,
+        })
+    }
+
+    /// What is in the other order in this one.
+    fn turned(self, t: &Tensor, [channels, height, width]: [i64; 3]) -> Result<Tensor> {
+        let size = t.size();
+        Ok(match self {
+            Self::Planes => t
+                .f_reshape([size[0], height, size[2], channels, width])?
+                .f_permute([0, 2, 3, 1, 4])?
+                .f_reshape([size[0], size[2], -1])?,
+            Self::Rows => t
+                .f_reshape([size[0], size[1], channels, height, width])?
+                .f_permute([0, 3, 1, 2, 4])?
+                .f_reshape([size[0], height, size[1], -1])?,
+        })
+    }
+}
+
+impl Pool {
+    /// From the places of the maxima in their planes, `[B, C, H', W']`.
+    fn of(winners: &Tensor, size: i64, plane: [i64; 3], from: Order, to: Order) -> Result<Self> {
+        let (_, _, height, width) = winners.size4()?;
+        let [channels, _, wide] = plane;
+        let firsts = |count: i64| -> Result<Tensor> {
+            Ok(Tensor::f_arange(count, (Kind::Int64, winners.device()))?.f_mul_scalar(size)?)
+        };
+        let rows = winners.f_floor_divide_scalar(wide)?.f_sub(&firsts(height)?.f_unsqueeze(1)?)?;
+        let columns = winners.f_remainder(wide)?.f_sub(&firsts(width)?)?;
+        let row = if from == Order::Rows { channels * wide } else { wide };
+        let places = rows.f_mul_scalar(row)?.f_add(&columns)?;
+        let places = match to {
+            Order::Planes => places.f_unsqueeze(1)?,
+            Order::Rows => places.f_transpose(1, 2)?.f_unsqueeze(2)?.f_contiguous()?,
+        };
+        Ok(Self { places, size, plane, from, to })
+    }
+
+    /// Numbers a row of its input, all directions.
+    fn row(&self, count: i64) -> i64 {
+        let [channels, _, wide] = self.plane;
+        if self.from == Order::Rows { count * channels * wide } else { wide }
+    }
+
+    /// Of its input's derivatives each window's first number, and behind it all up to its last one: views that overlap, of the size of
+    /// the outputs' and one dimension more.
+    fn windows(&self, t: &Tensor, batch: i64, count: i64) -> Result<Tensor> {
+        let ([channels, high, wide], size, row) = (self.plane, self.size, self.row(count));
+        let image = count * channels * high * wide;
+        let (direction, channel) = match self.from {
+            Order::Planes => (channels * high * wide, high * wide),
+            Order::Rows => (channels * wide, wide),
+        };
+        let (height, width, span) = (high / size, wide / size, (size - 1) * row + size);
+        Ok(match self.to {
+            Order::Planes => t.f_as_strided(
+                [batch, count, channels, height, width, span],
+                [image, direction, channel, size * row, size, 1],
+                None,
+            )?,
+            Order::Rows => t.f_as_strided(
+                [batch, height, count, channels, width, span],
+                [image, size * row, direction, channel, size, 1],
+                None,
+            )?,
+        })
+    }
+
+    /// [`Pool::places`] for K directions.
+    fn places(&self, count: i64) -> Result<Tensor> {
+        let mut places = self.places.shallow_clone();
+        if self.from == Order::Rows && count > 1 {
+            let row = self.row(1);
+            places = places.f_floor_divide_scalar(row)?.f_mul_scalar(row * (count - 1))?.f_add_(&places)?;
+        }
+        let mut size = places.size();
+        size[if self.to == Order::Rows { 2 } else { 1 }] = count;
+        Ok(places.f_expand(size, false)?.f_unsqueeze(-1)?)
+    }
+
+    /// From the derivatives of its input to those of its outputs.
+    fn along(&self, t: &Tensor, count: i64) -> Result<Tensor> {
+        let (t, batch) = (t.f_contiguous()?, self.places.size()[0]);
+        let taken = self.windows(&t, batch, count)?.f_gather(-1, &self.places(count)?, false)?;
+        Ok(match self.to {
+            Order::Planes => taken.f_flatten(2, -1)?,
+            Order::Rows => taken.f_flatten(3, -1)?,
+        })
+    }
+
+    /// The transposed.
+    fn back(&self, u: &Tensor, count: i64) -> Result<Tensor> {
+        let ([channels, high, wide], batch) = (self.plane, self.places.size()[0]);
+        let size = match self.from {
+            Order::Planes => vec![batch, count, channels * high * wide],
+            Order::Rows => vec![batch, high, count, channels * wide],
+        };
+        let room = Tensor::f_zeros(size, (u.kind(), u.device()))?;
+        let places = self.places(count)?;
+        let u = u.f_reshape(places.size())?;
+        let _ = self.windows(&room, batch, count)?.f_scatter_(-1, &places, &u)?;
+        Ok(room)
+    }
+}
+
 fn check_count(count: i64, into: &Products) -> Result<()> {
     if count == into.count {
         return Ok(());
@@ -950,7 +1265,20 @@ mod tests {
         ];
         // Nothing changes along a direction before the first weights.
         let late = [Layer::MaxPool { size: 2 }, Layer::Tanh, padded(2, 3), Layer::Relu, dense(3)];
+        // A third convolution, windows of three with a remainder on both sides behind rows, a smooth activation between, no pooling at the end.
+        let three = [
+            padded(2, 3),
+            Layer::MaxPool { size: 3 },
+            Layer::Tanh,
+            Layer::Convolution { channels: 3, kernel: 3, padding: 2 },
+            Layer::MaxPool { size: 2 },
+            Layer::Relu,
+            padded(2, 2),
+            Layer::Tanh,
+            dense(3),
+        ];
         vec![
+            Network::new("three", &[2, 11, 14], &three).unwrap(),
             Network::new("late", &[2, 8, 6], &late).unwrap(),
             Network::new("others", &[2, 11, 10], &others).unwrap(),
             Network::new("bare", &[1, 4, 5], &[convolution(2, 3), dense(3)]).unwrap(),
@@ -969,59 +1297,86 @@ mod tests {
         assert!(error < tolerance, "{what}: {error:.1e}");
     }
 
+    /// Which convolutions go by rows: none, all, the first and third, the second; each way once.
+    fn ways(network: &Network) -> Vec<Vec<Option<Rows>>> {
+        let all = Rows::all(network);
+        let mut ways: Vec<Vec<Option<Rows>>> = Vec::new();
+        for takes in [[false, false], [true, true], [true, false], [false, true]] {
+            let mut takes = takes.into_iter().cycle();
+            let way = all.iter().map(|rows| rows.filter(|_| takes.next() == Some(true))).collect();
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
+        ways
+    }
+
     #[test]
-    #[allow(clippy::many_single_char_names)] // the field's own
     fn products_are_those_of_autograd() {
         tch::set_num_threads(1);
         for network in networks() {
             for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 1e-4)] {
-                let theta = initialise(&network, 2, 0, kind, Device::Cpu).unwrap() * 1.5;
-                let (batch, outputs) = (7, network.outputs());
-                let x = waves(&[&[batch], network.input()].concat(), 0.37, kind);
-                let labels = Tensor::arange(batch, (Kind::Int64, Device::Cpu)).remainder(outputs);
-                let values = waves(&[batch, outputs], 0.11, kind);
-                for (loss, targets) in [(Loss::CrossEntropy, &labels), (Loss::MeanSquaredError, &values)] {
-                    let at = Linearised::of(&network, &theta, &x, targets, loss, 1. / batch as f64).unwrap();
-                    for count in [1, 3, 9, 16] {
-                        let what = format!("{} {kind:?} {loss:?} {count}", network.name());
-                        let v = waves(&[count, network.count()], 0.23, kind);
-                        let directions = Directions::of(&network, &v).unwrap();
-                        let products = |curvature| {
-                            let sums = Products::zeros(&network, count, &theta).unwrap();
-                            at.add_products(curvature, &directions, &sums).unwrap();
-                            sums.flat(&network).unwrap()
-                        };
-                        let expected = by_autograd(&network, &theta, &x, targets, loss, &v);
-                        close(&products(Curvature::Hessian), &expected, tolerance, &what);
-
-                        let j = jacobian(&network, &theta, &x);
-                        let found = at.jacobian_products(&directions).unwrap();
-                        assert_eq!(found.size(), [count, batch, outputs]);
-                        close(&found.flatten(1, 2), &v.matmul(&j.tr()), tolerance, &what);
-                        let u = waves(&[count, batch, outputs], 0.71, kind);
-                        let sums = Products::zeros(&network, count, &theta).unwrap();
-                        at.add_transposed_products(&u, &sums).unwrap();
-                        close(&sums.flat(&network).unwrap(), &u.flatten(1, 2).matmul(&j), tolerance, &what);
-
-                        // G = Jᵀ H_L J, with H_L example by example.
-                        let z = network.forward(&theta, &x).unwrap();
-                        let bent: Vec<Tensor> = (0..batch)
-                            .map(|i| {
-                                let jv = found.select(1, i).tr();
-                                match loss {
-                                    Loss::CrossEntropy => {
-                                        let p = z.get(i).softmax(-1, None);
-                                        (p.diag(0) - p.outer(&p)).matmul(&jv) / batch as f64
-                                    }
-                                    Loss::MeanSquaredError => jv * (2. / (batch * outputs) as f64),
-                                }
-                            })
-                            .collect();
-                        let expected = Tensor::cat(&bent, 0).tr().matmul(&j);
-                        close(&products(Curvature::GaussNewton), &expected, tolerance, &what);
+                // In f32 all or none.
+                let most = if kind == Kind::Double { 4 } else { 2 };
+                for by_rows in ways(&network).into_iter().take(most) {
+                    for loss in [Loss::CrossEntropy, Loss::MeanSquaredError] {
+                        compare(&network, (kind, tolerance), &by_rows, loss);
                     }
                 }
             }
+        }
+    }
+
+    #[allow(clippy::many_single_char_names)] // the field's own
+    fn compare(network: &Network, (kind, tolerance): (Kind, f64), by_rows: &[Option<Rows>], loss: Loss) {
+        let theta = initialise(network, 2, 0, kind, Device::Cpu).unwrap() * 1.5;
+        let (batch, outputs) = (7, network.outputs());
+        let x = waves(&[&[batch], network.input()].concat(), 0.37, kind);
+        let targets = match loss {
+            Loss::CrossEntropy => Tensor::arange(batch, (Kind::Int64, Device::Cpu)).remainder(outputs),
+            Loss::MeanSquaredError => waves(&[batch, outputs], 0.11, kind),
+        };
+        let at =
+            Linearised::of_ways(network, &theta, (&x, &targets), loss, 1. / batch as f64, by_rows).unwrap();
+        for count in [1, 3, 9, 16] {
+            let rows: Vec<usize> = (0..by_rows.len()).filter(|&weight| by_rows[weight].is_some()).collect();
+            let what = format!("{} {kind:?} {loss:?} {count} by rows: {rows:?}", network.name());
+            let v = waves(&[count, network.count()], 0.23, kind);
+            let directions = Directions::of_ways(network, &v, by_rows).unwrap();
+            let zeros = || Products::of_ways(network, count, (kind, Device::Cpu), by_rows.to_vec()).unwrap();
+            let products = |curvature| {
+                let sums = zeros();
+                at.add_products(curvature, &directions, &sums).unwrap();
+                sums.flat(network).unwrap()
+            };
+            let expected = by_autograd(network, &theta, &x, &targets, loss, &v);
+            close(&products(Curvature::Hessian), &expected, tolerance, &what);
+
+            let j = jacobian(network, &theta, &x);
+            let found = at.jacobian_products(&directions).unwrap();
+            assert_eq!(found.size(), [count, batch, outputs]);
+            close(&found.flatten(1, 2), &v.matmul(&j.tr()), tolerance, &what);
+            let u = waves(&[count, batch, outputs], 0.71, kind);
+            let sums = zeros();
+            at.add_transposed_products(&u, &sums).unwrap();
+            close(&sums.flat(network).unwrap(), &u.flatten(1, 2).matmul(&j), tolerance, &what);
+
+            // G = Jᵀ H_L J, with H_L example by example.
+            let z = network.forward(&theta, &x).unwrap();
+            let bent: Vec<Tensor> = (0..batch)
+                .map(|i| {
+                    let jv = found.select(1, i).tr();
+                    match loss {
+                        Loss::CrossEntropy => {
+                            let p = z.get(i).softmax(-1, None);
+                            (p.diag(0) - p.outer(&p)).matmul(&jv) / batch as f64
+                        }
+                        Loss::MeanSquaredError => jv * (2. / (batch * outputs) as f64),
+                    }
+                })
+                .collect();
+            let expected = Tensor::cat(&bent, 0).tr().matmul(&j);
+            close(&products(Curvature::GaussNewton), &expected, tolerance, &what);
         }
     }
 
@@ -1043,6 +1398,48 @@ mod tests {
         }
         let expected = by_autograd(&network, &theta, &x, &targets, Loss::CrossEntropy, &v);
         close(&sums.flat(&network).unwrap(), &expected, 1e-13, "three pieces");
+    }
+
+    /// What a GPU holds, and how it convolves, is decided without one.
+    #[test]
+    fn bytes_are_those_held() {
+        tch::set_num_threads(1);
+        let on_gpu = |kind| (kind, Device::Cuda(0));
+        for network in networks() {
+            let by_rows = Rows::chosen(&network, on_gpu(Kind::Double));
+            assert_eq!(by_rows, Rows::all(&network), "{}: all of these are small", network.name());
+            let theta = initialise(&network, 2, 0, Kind::Double, Device::Cpu).unwrap();
+            let batch = 3;
+            let x = waves(&[&[batch], network.input()].concat(), 0.37, Kind::Double);
+            let targets = waves(&[batch, network.outputs()], 0.11, Kind::Double);
+            let at = (&x, &targets);
+            let made =
+                Linearised::of_ways(&network, &theta, at, Loss::MeanSquaredError, 1., &by_rows).unwrap();
+            let size = |t: &Tensor| t.numel() as i64 * t.kind().elt_size_in_bytes() as i64;
+            let held = |stage: &Stage| match stage {
+                Stage::ByRows(ByRows { input, gradient, .. }) | Stage::Dense { input, gradient, .. } => {
+                    size(input) + gradient.as_ref().map_or(0, size)
+                }
+                Stage::Pool(pool) => size(&pool.places),
+                Stage::Activation { slope, bend } => size(slope) + bend.as_ref().map_or(0, size),
+                Stage::Convolution(_) | Stage::Turn { .. } => 0,
+            };
+            let held = made.stages.iter().map(held).sum::<i64>() / batch;
+            assert_eq!(Linearised::bytes(&network, on_gpu(Kind::Double)), held, "{}", network.name());
+        }
+        // Wide images of many channels are convolved.
+        let convolution = |channels| Layer::Convolution { channels, kernel: 3, padding: 1 };
+        let large = [convolution(64), Layer::Relu, convolution(64), Layer::Relu, Layer::Dense { width: 3 }];
+        let large = Network::new("large", &[3, 32, 32], &large).unwrap();
+        assert!(Rows::chosen(&large, on_gpu(Kind::Float)).iter().all(Option::is_none));
+        let unfolded = 64 * 9 * 32 * 32 * 4;
+        assert_eq!(Linearised::working_bytes(&large, on_gpu(Kind::Float)), unfolded);
+        // LeNet's first convolution has the most outputs.
+        let lenet = Network::lenet();
+        assert_eq!(Linearised::working_bytes(&lenet, on_gpu(Kind::Float)), 6 * 28 * 28 * 4);
+        let on_cpu = (Kind::Double, Device::Cpu);
+        assert!(Rows::chosen(&lenet, on_cpu).iter().all(Option::is_none));
+        assert_eq!(Linearised::working_bytes(&lenet, on_cpu), 25 * 28 * 28 * 8);
     }
 
     #[test]
