@@ -81,30 +81,65 @@ fn by_operators(
 ) -> Result<Vec<Evaluation>> {
     let Points { frame, coordinates, thetas } = points;
     let chunk = chunk_of(network, thetas, examples);
-    let rows = |tensors: &[Tensor]| Ok([tensors[0].f_unbind(0)?, tensors[1].f_unbind(0)?]);
+    let rows = |tensors: &[Tensor]| -> Result<_> {
+        Ok((tensors[0].f_unbind(0)?, tensors[1].f_unbind(0)?, Coefficients::of(coordinates, &tensors[1])?))
+    };
     let tensors = [frame, thetas];
     over_chunks(
         examples,
         (thetas.device(), chunk),
         &tensors,
         rows,
-        |[frame, thetas], examples, start, length| {
+        |(frame, thetas, at), examples, start, length| {
             let (x, targets) = examples.part(start, length)?;
             let maps = frame.iter().map(|f| network.first_linear(f, &x)).collect::<Result<Vec<_>>>()?;
-            let sums = coordinates.iter().enumerate().map(|(m, at)| {
-                let mut y = maps[0].shallow_clone();
-                for (&c, map) in at.iter().zip(&maps[1..]) {
-                    // Nothing along an axis is 0, even if that axis is infinite.
-                    if c != 0. {
-                        y = y.f_add(&map.f_mul_scalar(c)?)?;
-                    }
-                }
-                let outputs = network.behind_first_linear(&thetas[m], &y)?;
+            let mut sums = PartialSums { maps, sums: Vec::new() };
+            let of_model = |m: usize| {
+                let outputs = network.behind_first_linear(&thetas[m], sums.at(&coordinates[m], &at.0[m])?)?;
                 Sums::of(&outputs, &targets, loss)
-            });
-            sums.collect()
+            };
+            (0..coordinates.len()).map(of_model).collect()
         },
     )
+}
+
+/// Each coordinate as a number on the device.
+struct Coefficients(Vec<Vec<Tensor>>);
+
+impl Coefficients {
+    fn of(coordinates: &[Vec<f64>], like: &Tensor) -> Result<Self> {
+        let flat: Vec<f64> = coordinates.concat();
+        let all = Tensor::f_from_slice(&flat)?.f_to_kind(like.kind())?.f_to_device(like.device())?;
+        let mut each = all.f_unbind(0)?.into_iter();
+        Ok(Self(coordinates.iter().map(|at| each.by_ref().take(at.len()).collect()).collect()))
+    }
+}
+
+/// `map_0 + Σ_d c_d map_d`, the last axis first: along the rows of a grid only the first coordinate changes, and the rest stays.
+struct PartialSums {
+    maps: Vec<Tensor>,
+    /// With the last axis, the last two, …, and the coordinates that they belong to.
+    sums: Vec<(f64, Tensor)>,
+}
+
+impl PartialSums {
+    fn at(&mut self, coordinates: &[f64], numbers: &[Tensor]) -> Result<&Tensor> {
+        let axes = coordinates.len();
+        let same = self.sums.iter().zip(coordinates.iter().rev());
+        let same = same.take_while(|((had, _), at)| had.to_bits() == at.to_bits()).count();
+        self.sums.truncate(same);
+        for axis in (0..axes - same).rev() {
+            let before = self.sums.last().map_or(&self.maps[0], |(_, sum)| sum);
+            // Nothing along an axis is 0, even if that axis is infinite.
+            let sum = if coordinates[axis] == 0. {
+                before.shallow_clone()
+            } else {
+                before.f_addcmul(&self.maps[axis + 1], &numbers[axis])?
+            };
+            self.sums.push((coordinates[axis], sum));
+        }
+        Ok(self.sums.last().map_or(&self.maps[0], |(_, sum)| sum))
+    }
 }
 
 /// What our kernels need to know of a network, and of the models.

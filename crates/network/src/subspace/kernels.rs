@@ -120,7 +120,17 @@ fn at_points(g: &[f32]) -> [f32; POINTS] {
     [at(0., 4.), at(1., -6.), at(-1., -6.), at(2., 24.), at(-2., 24.), g[KERNEL - 1]]
 }
 
-/// A dense layer: `[inputs, wide]` and `[wide]`, wide being the outputs' number up to whole vectors.
+/// How many vectors of outputs are computed together, where so many numbers are left.
+fn panel(left: usize) -> usize {
+    match left / LANES {
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// A dense layer: `[inputs, panel]` for each [`panel`] of outputs, which are read from one end to the other, and `[wide]`, wide being the
+/// outputs' number up to whole vectors.
 #[derive(Debug)]
 pub struct Dense {
     weight: Vec<f32>,
@@ -134,11 +144,17 @@ impl Dense {
         let (outputs, wide) = (bias.len(), bias.len().next_multiple_of(LANES));
         let each = weight.len() / outputs;
         let mut packed = vec![0.; inputs * wide];
-        for f in 0..each {
-            let row = &mut packed[place(f) * wide..][..outputs];
-            for (output, to) in row.iter_mut().enumerate() {
-                *to = weight[output * each + f];
+        let mut start = 0;
+        while start < outputs {
+            let panel = panel(wide - start) * LANES;
+            let here = panel.min(outputs - start);
+            for f in 0..each {
+                let row = &mut packed[start * inputs + place(f) * panel..][..here];
+                for (output, to) in row.iter_mut().enumerate() {
+                    *to = weight[(start + output) * each + f];
+                }
             }
+            start += panel;
         }
         let mut padded = vec![0.; wide];
         padded[..outputs].copy_from_slice(bias);
@@ -158,9 +174,9 @@ impl Dense {
         while column < wide {
             // SAFETY: the caller checked the processor; the lengths were checked above, and blocks end at `wide`.
             column += unsafe {
-                match (wide - column) / LANES {
-                    4.. => self.columns::<4, 6>(x, stride, y, column, rectified),
-                    2.. => self.columns::<2, 8>(x, stride, y, column, rectified),
+                match panel(wide - column) {
+                    4 => self.columns::<4, 6>(x, stride, y, column, rectified),
+                    2 => self.columns::<2, 8>(x, stride, y, column, rectified),
                     _ => self.columns::<1, 8>(x, stride, y, column, rectified),
                 }
             };
@@ -209,11 +225,11 @@ impl Dense {
                     sums[v] = bias;
                 }
             }
-            let (x, w) = (x.as_ptr().add(row * stride), self.weight.as_ptr().add(column));
+            let (x, w) = (x.as_ptr().add(row * stride), self.weight.as_ptr().add(column * self.inputs));
             for k in 0..self.inputs {
                 let mut weights = [_mm512_setzero_ps(); V];
                 for (v, to) in weights.iter_mut().enumerate() {
-                    *to = _mm512_loadu_ps(w.add(k * wide + v * LANES));
+                    *to = _mm512_loadu_ps(w.add((k * V + v) * LANES));
                 }
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let one = _mm512_set1_ps(*x.add(r * stride + k));
