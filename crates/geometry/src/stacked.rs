@@ -403,7 +403,10 @@ impl Stack {
         let on_cpu = device == Device::Cpu;
         let examples = self.examples[0].count();
         let piece = PIECE[usize::from(!on_cpu)].min(examples);
-        let (most, room) = if on_cpu {
+        let (most, room) = if StackedLinearised::by_kernels(&self.network, self.loss, (kind, device)) {
+            // These go model by model: nothing is computed that nobody asks for.
+            (1, 1)
+        } else if on_cpu {
             (CPU_MODELS, CPU_NUMBERS / (piece * self.network.widest()))
         } else {
             let each = TOGETHER * piece * Linearised::working_bytes(&self.network, kind);

@@ -2,24 +2,42 @@
 //!
 //! A product of a network of some hundred parameters is all calls. Here a layer is a batched product over the models, with the examples
 //! last, so that vectors of the processor run along them however narrow a layer is: activations are `[M, F, B]`, their derivatives
-//! `[M, K, F, B]`. The mathematics is [`Linearised`](super::Linearised)'s.
+//! `[M, K, F, B]`. The mathematics is [`Linearised`](super::Linearised)'s. Where the kernels of `dense.rs` fit, these multiply, model by
+//! model.
 
 use super::{Bend, Curvature, sizes};
+use crate::dense;
 use crate::network::{Step, apply};
 use crate::{Loss, Network, NetworkError, Result};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// A piece of the examples around each of M models' θ, and all that the products need of it.
 ///
 /// Networks with convolutions are not taken: one model alone keeps the cores busy there.
 #[derive(Debug)]
 pub struct StackedLinearised {
+    models: i64,
+    batch: i64,
+    /// P.
+    count: i64,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Kernels(dense::Stack),
+    Operators(Operators),
+}
+
+/// What libtorch's operators need.
+#[derive(Debug)]
+struct Operators {
     network: Network,
+    models: i64,
+    batch: i64,
     /// Of θ, as views `[M, shape…]`.
     parameters: Vec<Tensor>,
     stages: Vec<Stage>,
-    models: i64,
-    batch: i64,
     bend: Bend,
 }
 
@@ -87,14 +105,65 @@ impl StackedLinearised {
         }
         let _no_grad = tch::no_grad_guard();
         let theta = theta.f_detach()?.f_contiguous()?;
-        let parameters = network.parameters().iter().map(|p| p.of(&theta)).collect::<Result<Vec<_>>>()?;
+        let x = x.f_to_kind(theta.kind())?;
+        let way = match dense::Stack::of(network, &theta, &x, targets, loss, share)? {
+            Some(stack) => Way::Kernels(stack),
+            None => Way::Operators(Operators::of(network, &theta, (&x, own), targets, loss, share)?),
+        };
+        Ok(Self { models, batch, count: network.count(), way })
+    }
+
+    /// Whether kernels of our own multiply, model by model, for θ of these options: f32 on a CPU with AVX-512, mean squared error, a
+    /// narrow network of dense layers with ReLU or LeakyReLU.
+    pub fn by_kernels(network: &Network, loss: Loss, options: (Kind, Device)) -> bool {
+        dense::fits(network, loss, options)
+    }
+
+    /// M.
+    pub fn models(&self) -> i64 {
+        self.models
+    }
+
+    /// B.
+    pub fn batch(&self) -> i64 {
+        self.batch
+    }
+
+    /// `H v` or `G v` for K directions of each model, `[M, K, P]`, as `[M, K, P]`.
+    ///
+    /// # Errors
+    /// [`NetworkError::Shape`] when they are not the stack's.
+    pub fn products(&self, curvature: Curvature, directions: &Tensor) -> Result<Tensor> {
+        let size = directions.size();
+        if size.len() != 3 || size[0] != self.models || size[1] < 1 || size[2] != self.count {
+            let expected = format!("[{}, K, {}]", self.models, self.count);
+            return Err(NetworkError::Shape { what: "directions", found: size, expected });
+        }
+        let _no_grad = tch::no_grad_guard();
+        match &self.way {
+            Way::Kernels(stack) => stack.products(curvature == Curvature::Hessian, directions),
+            Way::Operators(operators) => operators.products(curvature, directions),
+        }
+    }
+}
+
+impl Operators {
+    fn of(
+        network: &Network,
+        theta: &Tensor,
+        (x, own): (&Tensor, bool),
+        targets: &Tensor,
+        loss: Loss,
+        share: f64,
+    ) -> Result<Self> {
+        let (models, batch) = (theta.size()[0], x.size()[usize::from(own)]);
+        let parameters = network.parameters().iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
         let (before, steps) = {
             let first = network.steps().iter().position(|step| matches!(step, Step::Dense { .. }));
             network.steps().split_at(first.unwrap_or_default())
         };
         // What is before the first weights is the same for all models that share their inputs.
-        let mut y = x.f_to_kind(theta.kind())?;
-        y = if own { y.f_flatten(0, 1)? } else { y };
+        let mut y = if own { x.f_flatten(0, 1)? } else { x.shallow_clone() };
         for &step in before {
             y = apply(step, &y, &parameters, false)?;
         }
@@ -177,28 +246,8 @@ impl StackedLinearised {
         Ok(())
     }
 
-    /// M.
-    pub fn models(&self) -> i64 {
-        self.models
-    }
-
-    /// B.
-    pub fn batch(&self) -> i64 {
-        self.batch
-    }
-
-    /// `H v` or `G v` for K directions of each model, `[M, K, P]`, as `[M, K, P]`.
-    ///
-    /// # Errors
-    /// [`NetworkError::Shape`] when they are not the stack's.
-    pub fn products(&self, curvature: Curvature, directions: &Tensor) -> Result<Tensor> {
-        let size = directions.size();
-        if size.len() != 3 || size[0] != self.models || size[1] < 1 || size[2] != self.network.count() {
-            let expected = format!("[{}, K, {}]", self.models, self.network.count());
-            return Err(NetworkError::Shape { what: "directions", found: size, expected });
-        }
-        let _no_grad = tch::no_grad_guard();
-        let count = size[1];
+    fn products(&self, curvature: Curvature, directions: &Tensor) -> Result<Tensor> {
+        let count = directions.size()[1];
         let layers = self.layers(directions)?;
         let (inputs, outputs) = self.forward(&layers, count)?;
         let along = (curvature == Curvature::Hessian).then_some(inputs.as_slice());
