@@ -4,8 +4,8 @@
 //! stack of models in one ([`StackedLinearised`]), and lends each of them to an estimator as a [`Symmetric`] of its own, so that all
 //! that is written for one matrix works on all of them side by side.
 //!
-//! Models are computed in blocks of a fixed size, each with all its rows even where few are asked for: a model's numbers depend neither on
-//! what the others do, nor on the number of threads, bit for bit.
+//! Models are computed in blocks whose sizes follow from the network, the examples and M alone, each with all its rows even where few are
+//! asked for: a model's numbers depend neither on what the others do, nor on the number of threads, bit for bit.
 
 use crate::operator::{
     CurvatureError, CurvatureOperator, GROUPS, KEPT_BYTES, Symmetric, TOGETHER, WORKING_BYTES, cast,
@@ -14,7 +14,8 @@ use crate::operator::{
 use crate::worker::{Alone, Worker};
 use flatland_network::{Curvature, Examples, Linearised, Loss, Network, NetworkError, StackedLinearised};
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, scope};
 use tch::{Device, Kind, Tensor};
 
@@ -165,8 +166,8 @@ impl StackedCurvature {
     /// the fewest vectors get theirs, together. Models that are in one phase of a computation thus stay together, and one that is ahead waits
     /// for the others. The results are those of each model alone, whatever the order in which they ask.
     ///
-    /// The numbers of threads and of products are as large as `work` makes them: it must not wait for another model by other means. A panic
-    /// in it becomes [`CurvatureError::Thread`] of that model.
+    /// `work` must not wait for another model by other means: that one may be waiting for it here. A panic in it becomes
+    /// [`CurvatureError::Thread`] of that model.
     pub fn each<T: Send>(
         &self,
         curvature: Curvature,
@@ -191,8 +192,8 @@ impl StackedCurvature {
     ) -> Vec<Result<T, CurvatureError>> {
         // As for the workers: the models' threads need the cores.
         let _alone = Alone::new();
+        let meeting = Meeting::default();
         scope(|scope| {
-            let (asks, inbox) = channel();
             let mut replies = BTreeMap::new();
             let start = |model: usize| {
                 if !self.finite[model] {
@@ -200,51 +201,30 @@ impl StackedCurvature {
                 }
                 let (reply, answers) = channel();
                 let guest =
-                    Guest { model, count: self.count, options: self.options, asks: asks.clone(), answers };
+                    Guest { model, count: self.count, options: self.options, meeting: &meeting, answers };
+                meeting.state().running += 1;
                 let run = move || {
                     tch::set_num_threads(1);
                     // Dropped in a panic too: the others must not wait for it.
                     let leaving = Leaving(guest);
                     work(model, &leaving.0)
                 };
-                let thread = Builder::new().spawn_scoped(scope, run).map_err(|_| CurvatureError::Thread)?;
+                let thread = Builder::new().spawn_scoped(scope, run).map_err(|_| {
+                    meeting.leave();
+                    CurvatureError::Thread
+                })?;
                 replies.insert(model, reply);
                 Ok(thread)
             };
             let threads: Vec<_> = group.map(start).collect();
-            self.serve(curvature, &inbox, &replies);
-            // Whoever asks after an early end is told so.
-            drop((inbox, replies));
-            threads.into_iter().map(|thread| thread?.join().unwrap_or(Err(CurvatureError::Thread))).collect()
-        })
-    }
-
-    /// Answers the models that still run until all have left.
-    fn serve(
-        &self,
-        curvature: Curvature,
-        inbox: &Receiver<Message>,
-        replies: &BTreeMap<usize, Sender<Answer>>,
-    ) {
-        let mut running = replies.len();
-        let mut asked: BTreeMap<usize, Tensor> = BTreeMap::new();
-        while running > 0 {
-            while asked.len() < running {
-                match inbox.recv() {
-                    Ok(Message::Asks(model, vectors)) => drop(asked.insert(model, vectors)),
-                    Ok(Message::Leaves) => running -= 1,
-                    Err(_) => return,
+            while let Some((asked, vectors)) = meeting.next() {
+                for (model, answer) in self.answers(curvature, &asked, vectors) {
+                    // One that is gone has said so.
+                    let _ = replies[&model].send(answer);
                 }
             }
-            let Some(least) = asked.values().map(|vectors| vectors.size()[0]).min() else { return };
-            let (now, later) =
-                std::mem::take(&mut asked).into_iter().partition(|(_, vectors)| vectors.size()[0] == least);
-            asked = later;
-            for (model, answer) in self.answers(curvature, &now, least) {
-                // One that is gone has said so.
-                let _ = replies[&model].send(answer);
-            }
-        }
+            threads.into_iter().map(|thread| thread?.join().unwrap_or(Err(CurvatureError::Thread))).collect()
+        })
     }
 
     /// Of these models, with as many vectors each.
@@ -525,23 +505,73 @@ impl Share {
 
 type Answer = Result<Tensor, CurvatureError>;
 
-/// From a model's thread.
-enum Message {
-    /// Which, for products of these vectors `[K, P]`.
-    Asks(usize, Tensor),
-    Leaves,
+/// Where the models' threads hand in what they ask for. Only the last to come wakes the one that answers.
+#[derive(Default)]
+struct Meeting {
+    state: Mutex<State>,
+    complete: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    running: usize,
+    /// By model, vectors `[K, P]`.
+    asked: BTreeMap<usize, Tensor>,
+}
+
+impl State {
+    fn complete(&self) -> bool {
+        self.asked.len() >= self.running
+    }
+}
+
+impl Meeting {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is locked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self, model: usize, vectors: Tensor) {
+        let mut state = self.state();
+        state.asked.insert(model, vectors);
+        if state.complete() {
+            self.complete.notify_one();
+        }
+    }
+
+    fn leave(&self) {
+        let mut state = self.state();
+        state.running -= 1;
+        if state.complete() {
+            self.complete.notify_one();
+        }
+    }
+
+    /// Waits for all that run, then takes out those with the fewest vectors, and how many these are. `None` when all have left.
+    fn next(&self) -> Option<(BTreeMap<usize, Tensor>, i64)> {
+        let mut state = self.state();
+        while !state.complete() {
+            state = self.complete.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let count = |vectors: &Tensor| vectors.size()[0];
+        let least = state.asked.values().map(count).min()?;
+        let all = std::mem::take(&mut state.asked);
+        let (now, later) = all.into_iter().partition(|(_, vectors)| count(vectors) == least);
+        state.asked = later;
+        Some((now, least))
+    }
 }
 
 /// A model's matrix on its own thread.
-struct Guest {
+struct Guest<'a> {
     model: usize,
     count: i64,
     options: (Kind, Device),
-    asks: Sender<Message>,
+    meeting: &'a Meeting,
     answers: Receiver<Answer>,
 }
 
-impl Symmetric for Guest {
+impl Symmetric for Guest<'_> {
     fn dimension(&self) -> i64 {
         self.count
     }
@@ -554,17 +584,17 @@ impl Symmetric for Guest {
         check_vectors(self, vectors)?;
         let (kind, device) = self.options;
         let vectors = vectors.f_detach()?.f_to_kind(kind)?.f_to_device(device)?;
-        self.asks.send(Message::Asks(self.model, vectors)).map_err(|_| CurvatureError::Thread)?;
+        self.meeting.ask(self.model, vectors);
         self.answers.recv().unwrap_or(Err(CurvatureError::Thread))
     }
 }
 
 /// Says that its model asks for nothing more.
-struct Leaving(Guest);
+struct Leaving<'a>(Guest<'a>);
 
-impl Drop for Leaving {
+impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        let _ = self.0.asks.send(Message::Leaves);
+        self.0.meeting.leave();
     }
 }
 
@@ -741,36 +771,41 @@ mod tests {
         Ok(sum)
     }
 
+    /// In f32 by kernels where they fit, in f64 by libtorch's operators.
     #[test]
     fn numbers_depend_on_nothing_but_the_model() {
         let (network, loss) = (relu(), Loss::MeanSquaredError);
-        let theta = thetas(&network, 19, Kind::Float);
         let examples = examples(&network, 700, loss, 5);
-        let found = |threads: usize, theta: &Tensor| {
-            tch::set_num_threads(1);
-            let stack = StackedCurvature::with_threads(&network, theta, &[&examples], loss, threads).unwrap();
-            stack.each(Curvature::Hessian, asks)
-        };
-        let alone: Vec<Tensor> = found(1, &theta).into_iter().map(Result::unwrap).collect();
-        for threads in [1, 2, 3] {
-            let again: Vec<Tensor> = found(threads, &theta).into_iter().map(Result::unwrap).collect();
-            assert!(again == alone, "{threads} threads");
-        }
-        // One that is not finite, and one that overflows on the way, leave the others their numbers.
-        let spoilt = theta.copy();
-        let _ = spoilt.get(3).get(7).fill_(f64::NAN);
-        let _ = spoilt.get(12).fill_(1e30);
-        for (model, found) in found(2, &spoilt).into_iter().enumerate() {
-            if [3, 12].contains(&model) {
-                assert!(matches!(found, Err(CurvatureError::NotFinite)), "{model}: {found:?}");
-            } else {
-                assert_eq!(found.unwrap(), alone[model], "{model}");
+        for (kind, overflowing) in [(Kind::Float, 1e30), (Kind::Double, 1e200)] {
+            let theta = thetas(&network, 19, kind);
+            let found = |threads: usize, theta: &Tensor| {
+                tch::set_num_threads(1);
+                let stack =
+                    StackedCurvature::with_threads(&network, theta, &[&examples], loss, threads).unwrap();
+                stack.each(Curvature::Hessian, asks)
+            };
+            let alone: Vec<Tensor> = found(1, &theta).into_iter().map(Result::unwrap).collect();
+            for threads in [1, 2, 3] {
+                let again: Vec<Tensor> = found(threads, &theta).into_iter().map(Result::unwrap).collect();
+                assert!(again == alone, "{kind:?}, {threads} threads");
             }
+            // One that is not finite, and one that overflows on the way, leave the others their numbers.
+            let spoilt = theta.copy();
+            let _ = spoilt.get(3).get(7).fill_(f64::NAN);
+            let _ = spoilt.get(12).fill_(overflowing);
+            for (model, found) in found(2, &spoilt).into_iter().enumerate() {
+                if [3, 12].contains(&model) {
+                    assert!(matches!(found, Err(CurvatureError::NotFinite)), "{kind:?} {model}: {found:?}");
+                } else {
+                    assert_eq!(found.unwrap(), alone[model], "{kind:?} {model}");
+                }
+            }
+            let stack = StackedCurvature::new(&network, &spoilt, &[&examples], loss).unwrap();
+            let products = stack.products_of(Curvature::Hessian, &vectors(19, 1, network.count())).unwrap();
+            let finite: Vec<bool> =
+                Vec::try_from(&products.isfinite().flatten(1, -1).all_dim(1, false)).unwrap();
+            assert!((0..19).all(|model| finite[model] != [3, 12].contains(&model)), "{kind:?} {finite:?}");
         }
-        let stack = StackedCurvature::new(&network, &spoilt, &[&examples], loss).unwrap();
-        let products = stack.products_of(Curvature::Hessian, &vectors(19, 1, network.count())).unwrap();
-        let finite: Vec<bool> = Vec::try_from(&products.isfinite().flatten(1, -1).all_dim(1, false)).unwrap();
-        assert!((0..19).all(|model| finite[model] != [3, 12].contains(&model)), "{finite:?}");
     }
 
     #[test]
