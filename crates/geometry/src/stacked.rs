@@ -606,7 +606,8 @@ mod tests {
         DensitySettings, EigenSettings, Matrix, eigenpairs, hessian, hutch_plus_plus, hutchinson,
         spectral_density,
     };
-    use flatland_network::{Layer, initialise_stacked};
+    use flatland_network::device::{DeviceChoice, choose};
+    use flatland_network::{Layer, Precision, initialise_stacked, set_deterministic, set_precision};
 
     fn relu() -> Network {
         Network::dense(&[4, 6, 3], &Layer::Relu).unwrap()
@@ -847,6 +848,45 @@ mod tests {
             assert!(none.into_iter().all(|one| matches!(one, Err(CurvatureError::Stopped))));
             // And it still works.
             assert_eq!(stack.each(Curvature::Hessian, asks).swap_remove(4).unwrap(), all[4]);
+        }
+    }
+
+    /// On an accelerator, where there is one: against the CPU in f64.
+    #[test]
+    fn products_on_an_accelerator() {
+        let Ok(chosen) = choose(DeviceChoice::Cuda(0)) else { return };
+        tch::set_num_threads(1);
+        set_precision(Precision::F32).unwrap();
+        set_deterministic(true).unwrap();
+        for (network, loss, models) in [
+            (relu(), Loss::MeanSquaredError, 70),
+            (tanh(), Loss::CrossEntropy, 3),
+            (convolutional(), Loss::CrossEntropy, 2),
+        ] {
+            let theta = thetas(&network, models, Kind::Double);
+            let examples = examples(&network, 3000, loss, 5);
+            let there = |t: &Tensor| {
+                let t = if t.is_floating_point() { t.to_kind(Kind::Float) } else { t.shallow_clone() };
+                t.to_device(chosen.device)
+            };
+            let on_card =
+                Examples::new(there(&examples.inputs().unwrap()), there(examples.targets())).unwrap();
+            let truth = StackedCurvature::new(&network, &theta, &[&examples], loss).unwrap();
+            let stack = StackedCurvature::new(&network, &there(&theta), &[&on_card], loss).unwrap();
+            let v = vectors(models, 3, network.count());
+            for curvature in [Curvature::Hessian, Curvature::GaussNewton] {
+                let found = stack.products_of(curvature, &v).unwrap().to_device(Device::Cpu);
+                let error = distance(&found, &truth.products_of(curvature, &v).unwrap());
+                assert!(error < 1e-4, "{} {curvature:?}: {error:.1e}", network.name());
+                let largest = |_: usize, matrix: &dyn Symmetric| {
+                    let one = EigenSettings { largest: 1, tolerance: 1e-5, ..EigenSettings::default() };
+                    Ok(eigenpairs(matrix, one, &|_| true)?.values[0])
+                };
+                let found = stack.each(curvature, largest);
+                for (found, expected) in found.into_iter().zip(truth.each(curvature, largest)) {
+                    close(found.unwrap(), expected.unwrap(), 1e-3);
+                }
+            }
         }
     }
 

@@ -197,6 +197,7 @@ impl Stack {
 }
 
 /// One model on some of the examples.
+#[derive(Clone, Copy)]
 struct Piece<'a> {
     theta: &'a [f32],
     x: &'a [Row],
