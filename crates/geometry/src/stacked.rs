@@ -166,6 +166,8 @@ impl StackedCurvature {
     /// the fewest vectors get theirs, together. Models that are in one phase of a computation thus stay together, and one that is ahead waits
     /// for the others. The results are those of each model alone, whatever the order in which they ask.
     ///
+    /// What the estimators compute between products takes all cores, whatever the number of threads for products is.
+    ///
     /// `work` must not wait for another model by other means: that one may be waiting for it here. A panic in it becomes
     /// [`CurvatureError::Thread`] of that model.
     pub fn each<T: Send>(

@@ -23,7 +23,7 @@ struct Arguments {
     /// Models of a stack
     #[arg(long, default_value_t = 32)]
     models: u32,
-    /// Threads of both sides; on a GPU one
+    /// Threads of both sides, as many as there are cores (between products, `each` takes all); on a GPU one
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Measurements of each
