@@ -14,7 +14,9 @@ mod operator;
 mod probe;
 mod sensitivity;
 mod sharpness;
+mod stacked;
 mod trace;
+mod worker;
 
 pub use align::{AlignError, Alignment, align, permute};
 pub use critical::{CriticalPoint, CriticalSettings, Ended, PATIENCE, Step, critical_point, loss_and_norm};
@@ -34,4 +36,5 @@ pub use sharpness::{
     Ascent, AverageCase, Objective, Scale, WorstCase, average_case, keskar, keskar_in_subspace, rescaled,
     worst_case,
 };
+pub use stacked::StackedCurvature;
 pub use trace::{Estimate, TraceEstimates, TraceEstimator, hutch_plus_plus, hutchinson, xtrace};

@@ -6,14 +6,13 @@
 //! The examples go through in pieces of a fixed size, and their sums are added in a fixed order: the numbers do not depend on the number
 //! of threads, and the same product comes out the same, bit for bit. `⟨u, H v⟩` and `⟨v, H u⟩` differ by rounding only.
 
+use crate::worker::{Alone, Worker};
 use flatland_network::graph::backward;
 use flatland_network::{
     Curvature, Directions, Examples, Linearised, Loss, Model, Module, Network, NetworkError, Products,
     by_kernels, flat,
 };
 use std::collections::BTreeMap;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
@@ -94,7 +93,7 @@ impl Symmetric for Matrix {
     }
 }
 
-fn check_vectors(operator: &dyn Symmetric, vectors: &Tensor) -> Result<(), CurvatureError> {
+pub(crate) fn check_vectors(operator: &dyn Symmetric, vectors: &Tensor) -> Result<(), CurvatureError> {
     let (found, dimension) = (vectors.size(), operator.dimension());
     if found.len() == 2 && found[0] >= 1 && found[1] == dimension {
         return Ok(());
@@ -107,14 +106,14 @@ const CPU_PIECE: [i64; 2] = [64, 256];
 /// On an accelerator, launches weigh more: the most, where memory allows it.
 const DEVICE_PIECE: i64 = 16_384;
 /// Sums that are added in order; so many threads can be kept busy at most.
-const GROUPS: usize = 32;
+pub(crate) const GROUPS: usize = 32;
 /// What the largest intermediate result of a piece with sixteen directions may take where libtorch's operators convolve, on a CPU and
 /// on an accelerator.
-const WORKING_BYTES: [i64; 2] = [1 << 25, 3 << 30];
+pub(crate) const WORKING_BYTES: [i64; 2] = [1 << 25, 3 << 30];
 /// What the linearised pieces may take together, on a CPU and on an accelerator: beyond, they are made anew for each product.
-const KEPT_BYTES: [i64; 2] = [1 << 30, 4 << 30];
+pub(crate) const KEPT_BYTES: [i64; 2] = [1 << 30, 4 << 30];
 /// Vectors at once.
-const TOGETHER: i64 = 16;
+pub(crate) const TOGETHER: i64 = 16;
 
 /// Up to so many take no more time one after the other than in the eight lanes of convolutions: for LeNet and 10,000 images on two cores, 0.29 s
 /// each alone, 0.30 two together, 0.22 three, 0.12 eight.
@@ -130,23 +129,18 @@ pub struct CurvatureOperator {
     one_by_one: bool,
     options: (Kind, Device),
     groups: usize,
-    workers: Vec<Worker>,
+    workers: Vec<Worker<Job, Found>>,
 }
 
 /// What is to be multiplied.
+#[derive(Debug)]
 struct Job {
     curvature: Curvature,
     vectors: Tensor,
 }
 
-type Found = (usize, Result<Tensor, CurvatureError>);
-
-#[derive(Debug)]
-struct Worker {
-    jobs: Option<Sender<Job>>,
-    found: Receiver<Found>,
-    thread: Option<JoinHandle<()>>,
-}
+/// Of a group.
+type Found = Result<Tensor, CurvatureError>;
 
 impl CurvatureOperator {
     /// The curvature of the mean loss over `examples` at `theta` `[P]`, with as many threads as libtorch is set to (`tch::set_num_threads`, of
@@ -174,6 +168,18 @@ impl CurvatureOperator {
         loss: Loss,
         threads: usize,
     ) -> Result<Self, CurvatureError> {
+        Self::one_of(1, network, theta, examples, loss, threads)
+    }
+
+    /// The same as one of several that are there at once: with its part of the memory.
+    pub(crate) fn one_of(
+        models: i64,
+        network: &Network,
+        theta: &Tensor,
+        examples: &Examples,
+        loss: Loss,
+        threads: usize,
+    ) -> Result<Self, CurvatureError> {
         let theta = ready(theta, network.count())?;
         // Shapes first, for an error that can be read.
         let (x, targets) = examples.part(0, 1)?;
@@ -192,7 +198,7 @@ impl CurvatureOperator {
             let pieces = (count - 1) / piece + 1;
             piece = (count - 1) / pieces + 1;
         }
-        let keeps = Linearised::bytes(network, options) * examples.count() <= KEPT_BYTES[device];
+        let keeps = Linearised::bytes(network, options) * examples.count() * models <= KEPT_BYTES[device];
         let model = || Ok(Model::Network(network.clone()));
         let one_by_one = convolutional && kernels;
         Self::start(&model, &theta, (examples, loss), Plan { piece, keeps, one_by_one }, threads)
@@ -234,10 +240,9 @@ impl CurvatureOperator {
         let threads = if on_cpu { threads.max(1) } else { 1 }.min(groups);
         let worker = |worker: usize| {
             let mine = (worker..groups).step_by(threads).map(|group| {
-                let range = group * starts.len() / groups..(group + 1) * starts.len() / groups;
-                (group, starts[range].to_vec())
+                starts[group * starts.len() / groups..(group + 1) * starts.len() / groups].to_vec()
             });
-            let share = Share {
+            let mut share = Share {
                 model: model()?,
                 theta: theta.shallow_clone(),
                 examples: examples.share(),
@@ -247,7 +252,9 @@ impl CurvatureOperator {
                 groups: mine.collect(),
                 kept: BTreeMap::new(),
             };
-            Ok(Worker::start(share, on_cpu))
+            Ok(Worker::start(on_cpu, move |job: Job, done| {
+                (0..share.groups.len()).try_for_each(|index| done.send(share.group(index, &job)))
+            }))
         };
         let workers = (0..threads).map(worker).collect::<Result<_, CurvatureError>>()?;
         let options = (theta.kind(), theta.device());
@@ -285,20 +292,13 @@ impl CurvatureOperator {
 
     fn some_products(&self, curvature: Curvature, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
         for worker in &self.workers {
-            let job = Job { curvature, vectors: vectors.shallow_clone() };
-            worker
-                .jobs
-                .as_ref()
-                .ok_or(CurvatureError::Thread)?
-                .send(job)
-                .map_err(|_| CurvatureError::Thread)?;
+            worker.send(Job { curvature, vectors: vectors.shallow_clone() })?;
         }
         // In the groups' order, each from its worker, who sends its own in order. After an error the others are still fetched: the next
         // product must not find them.
         let mut sum: Result<Option<Tensor>, CurvatureError> = Ok(None);
         for group in 0..self.groups {
-            let worker = &self.workers[group % self.workers.len()];
-            let (_, part) = worker.found.recv().map_err(|_| CurvatureError::Thread)?;
+            let part = self.workers[group % self.workers.len()].receive()?;
             sum = match (sum, part) {
                 (Ok(None), Ok(part)) => Ok(Some(part)),
                 (Ok(Some(mut sum)), Ok(part)) => sum.f_add_(&part).map(Some).map_err(CurvatureError::from),
@@ -334,23 +334,6 @@ fn ready(theta: &Tensor, count: i64) -> Result<Tensor, CurvatureError> {
     Ok(theta)
 }
 
-/// While it lives, libtorch computes with one thread for the calling one.
-struct Alone(i32);
-
-impl Alone {
-    fn new() -> Self {
-        let before = tch::get_num_threads();
-        tch::set_num_threads(1);
-        Self(before)
-    }
-}
-
-impl Drop for Alone {
-    fn drop(&mut self) {
-        tch::set_num_threads(self.0);
-    }
-}
-
 /// H or G of a [`CurvatureOperator`].
 #[derive(Debug, Clone, Copy)]
 pub struct Of<'a> {
@@ -372,36 +355,6 @@ impl Symmetric for Of<'_> {
     }
 }
 
-impl Worker {
-    fn start(mut share: Share, alone: bool) -> Self {
-        let (jobs, todo) = channel::<Job>();
-        let (done, found) = channel();
-        let thread = std::thread::spawn(move || {
-            if alone {
-                tch::set_num_threads(1);
-            }
-            while let Ok(job) = todo.recv() {
-                for index in 0..share.groups.len() {
-                    let part = share.group(index, &job);
-                    if done.send((share.groups[index].0, part)).is_err() {
-                        return;
-                    }
-                }
-            }
-        });
-        Self { jobs: Some(jobs), found, thread: Some(thread) }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// A worker's part of the examples.
 struct Share {
     model: Model,
@@ -410,15 +363,15 @@ struct Share {
     loss: Loss,
     piece: i64,
     keeps: bool,
-    /// Which group, and where its pieces begin.
-    groups: Vec<(usize, Vec<i64>)>,
+    /// Where each one's pieces begin.
+    groups: Vec<Vec<i64>>,
     /// By where they begin.
     kept: BTreeMap<i64, Linearised>,
 }
 
 impl Share {
     fn group(&mut self, index: usize, job: &Job) -> Result<Tensor, CurvatureError> {
-        let starts = self.groups[index].1.clone();
+        let starts = self.groups[index].clone();
         let network = match &self.model {
             Model::Network(network) => network,
             Model::Module(module) => {
@@ -513,7 +466,7 @@ fn derivative_by(of: &Tensor, by: &Tensor, create: bool) -> Result<Tensor, Curva
 }
 
 /// Values in θ's precision; class indices stay what they are.
-fn cast(targets: &Tensor, kind: Kind) -> Result<Tensor, tch::TchError> {
+pub(crate) fn cast(targets: &Tensor, kind: Kind) -> Result<Tensor, tch::TchError> {
     if targets.is_floating_point() { targets.f_to_kind(kind) } else { Ok(targets.shallow_clone()) }
 }
 

@@ -12,6 +12,11 @@ use crate::network::Step;
 use crate::{Loss, Network, block};
 use tch::{Device, Kind, Tensor};
 
+#[cfg(target_arch = "x86_64")]
+mod tangent;
+#[cfg(target_arch = "x86_64")]
+pub use tangent::Stack;
+
 /// Above this, libtorch's matrix product is the faster one.
 const MOST_WIDTH: usize = 256;
 
@@ -82,6 +87,15 @@ fn layers(network: &Network) -> Option<Vec<Rectified>> {
     layers.iter().all(narrow).then_some(layers)
 }
 
+/// Whether the kernels take a network's loss for a θ of these options.
+pub fn fits(network: &Network, loss: Loss, options: (Kind, Device)) -> bool {
+    block::available()
+        && loss == Loss::MeanSquaredError
+        && options == (Kind::Float, Device::Cpu)
+        && network.input().len() == 1
+        && layers(network).is_some()
+}
+
 /// Mean squared errors `[M]` and their gradients `[M, P]` of a stack θ `[M, P]`, for inputs `[B, F]` and targets `[B, D]` that all
 /// models share; `None` where it does not fit.
 pub fn loss_and_gradient(
@@ -106,6 +120,29 @@ pub fn loss_and_gradient(
     kernels::loss_and_gradient(&layers, theta, x, targets)
 }
 
+/// Never made: no kernel fits there.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Debug)]
+pub enum Stack {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Stack {
+    pub fn of(
+        _: &Network,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: Loss,
+        _: f64,
+    ) -> crate::Result<Option<Self>> {
+        Ok(None)
+    }
+
+    pub fn products(&self, _: bool, _: &Tensor) -> crate::Result<Tensor> {
+        match *self {}
+    }
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 mod kernels {
     use super::{Rectified, Tensor};
@@ -126,31 +163,32 @@ mod kernels {
     use crate::slices::{slice, slice_mut};
     use std::arch::x86_64::{
         __m512, _CMP_GT_OQ, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cmp_ps_mask,
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_max_ps,
-        _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
-        _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
-        _mm512_unpacklo_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_maskz_mul_ps,
+        _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+        _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
     use std::ops::Range;
     use tch::{Kind, Tensor};
 
-    const LANES: usize = 16;
+    pub const LANES: usize = 16;
     // What is called from an inner loop is `#[inline]`: otherwise it may land in another codegen unit, and cost four times the time.
 
     /// One number of each of sixteen examples.
-    type Row = [f32; LANES];
+    pub type Row = [f32; LANES];
     /// So many rows of examples go through the network at once: 512 examples.
-    const MOST_ROWS: usize = 32;
+    pub const MOST_ROWS: usize = 32;
 
     /// The examples, feature by feature.
-    struct Columns {
+    #[derive(Debug)]
+    pub struct Columns {
         /// `[rows, features, 16]` in pieces of at most [`MOST_ROWS`]: of a piece, `[features, its rows, 16]`.
-        pieces: Vec<Vec<Row>>,
+        pub pieces: Vec<Vec<Row>>,
     }
 
     impl Columns {
         /// Of `[B, F]`; what is beyond the last example is 0.
-        fn of(tensor: &Tensor) -> Self {
+        pub fn of(tensor: &Tensor) -> Self {
             let tensor = tensor.contiguous();
             let (values, features) = (slice(&tensor), tensor.size()[1] as usize);
             let piece = |values: &[f32]| {
@@ -269,18 +307,22 @@ mod kernels {
     }
 
     /// A layer's weights and, behind them, its biases.
-    fn disjoint(gradient: &mut [f32], weights: Range<usize>, biases: Range<usize>) -> [&mut [f32]; 2] {
+    pub fn disjoint(gradient: &mut [f32], weights: Range<usize>, biases: Range<usize>) -> [&mut [f32]; 2] {
         let (before, after) = gradient.split_at_mut(biases.start);
         [&mut before[weights], &mut after[..biases.len()]]
     }
 
     /// What is done to a product's sums before they are stored.
     #[derive(Clone, Copy)]
-    enum After<'a> {
+    pub enum After<'a> {
         Nothing,
         Rectify(f32),
         /// They are a gradient behind this activation, which is above 0 where its input was.
         RectifyGradient(&'a [Row], f32),
+        /// They come to what is there.
+        Add,
+        /// Both.
+        AddRectifyGradient(&'a [Row], f32),
     }
 
     #[inline]
@@ -308,7 +350,7 @@ mod kernels {
     /// apart along o and i: W as it lies, or transposed.
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn product(
+    pub fn product(
         weight: &[f32],
         strides: [usize; 2],
         bias: Option<&[f32]>,
@@ -383,7 +425,8 @@ mod kernels {
                     let first = (output + unit) * rows + row;
                     for r in 0..R {
                         let ($sum, $at) = (sums[r], first + r);
-                        store(&mut y[$at], $value);
+                        let value = $value;
+                        store(&mut y[$at], value);
                     }
                 }
             };
@@ -394,6 +437,12 @@ mod kernels {
             After::RectifyGradient(activation, slope) => {
                 store_all!(|sum, at| gradient_behind(sum, load(&activation[at]), slope));
             }
+            After::Add => store_all!(|sum, at| _mm512_add_ps(sum, load(&y[at]))),
+            After::AddRectifyGradient(activation, slope) => store_all!(|sum, at| gradient_behind(
+                _mm512_add_ps(sum, load(&y[at])),
+                load(&activation[at]),
+                slope
+            )),
         }
     }
 
@@ -419,7 +468,7 @@ mod kernels {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn rectify_gradient(delta: &mut [Row], activation: &[Row], slope: f32) {
+    pub fn rectify_gradient(delta: &mut [Row], activation: &[Row], slope: f32) {
         for (delta, activation) in delta.iter_mut().zip(activation) {
             let value = gradient_behind(load(delta), load(activation), slope);
             store(delta, value);
@@ -429,7 +478,7 @@ mod kernels {
     /// Sum of squared errors, and `factor` times the errors, 0 beyond the last example.
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn errors(
+    pub fn errors(
         outputs: &[Row],
         targets: &[Row],
         delta: &mut [Row],
@@ -440,8 +489,7 @@ mod kernels {
         let mut sum = _mm512_setzero_ps();
         let factor = _mm512_set1_ps(factor);
         for (index, ((output, target), delta)) in outputs.iter().zip(targets).zip(delta).enumerate() {
-            let real = (examples - index % rows * LANES).min(LANES);
-            let mask = if real == LANES { u16::MAX } else { (1 << real) - 1 };
+            let mask = real(index, rows, examples);
             let error = _mm512_maskz_mov_ps(mask, _mm512_sub_ps(load(output), load(target)));
             sum = _mm512_fmadd_ps(error, error, sum);
             store(delta, _mm512_mul_ps(factor, error));
@@ -449,10 +497,27 @@ mod kernels {
         f64::from(_mm512_reduce_add_ps(sum))
     }
 
+    /// `factor` times the outputs' derivatives, 0 beyond the last example.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn bent(outputs: &[Row], u: &mut [Row], rows: usize, examples: usize, factor: f32) {
+        let factor = _mm512_set1_ps(factor);
+        for (index, (output, u)) in outputs.iter().zip(u).enumerate() {
+            store(u, _mm512_maskz_mul_ps(real(index, rows, examples), factor, load(output)));
+        }
+    }
+
+    /// Which lanes of a layer's row hold examples.
+    #[inline]
+    fn real(index: usize, rows: usize, examples: usize) -> u16 {
+        let real = (examples - index % rows * LANES).min(LANES);
+        if real == LANES { u16::MAX } else { (1 << real) - 1 }
+    }
+
     /// `dW[o, i] += Σ delta[o] a[i]` and `db[o] += Σ delta[o]` over the examples.
     #[inline]
     #[target_feature(enable = "avx512f,fma")]
-    fn weight_gradient(delta: &[Row], a: &[Row], rows: usize, weights: &mut [f32], biases: &mut [f32]) {
+    pub fn weight_gradient(delta: &[Row], a: &[Row], rows: usize, weights: &mut [f32], biases: &mut [f32]) {
         let (outputs, inputs) = (delta.len() / rows, a.len() / rows);
         for (output, end) in parts(outputs, 4) {
             for (input, input_end) in parts(inputs, 4) {

@@ -42,7 +42,7 @@ pub use gradient::{BatchGradient, loss_and_gradient};
 pub use initialise::{initialise, initialise_stacked};
 pub use jacobian::input_jacobians;
 pub use layers::LayerView;
-pub use linearised::{Curvature, Directions, Linearised, Products, by_kernels};
+pub use linearised::{Curvature, Directions, Linearised, Products, StackedLinearised, by_kernels};
 pub use loss::Loss;
 pub use module::{Model, Module, flat};
 pub use network::{Layer, Network, Parameter};

@@ -25,6 +25,9 @@ use block::tangent::{self, Cotangent};
 use rows::{Rows, add_transposed_product};
 use tch::{Device, Kind, Tensor};
 
+mod stacked;
+pub use stacked::StackedLinearised;
+
 /// A second-order derivative of the loss by θ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Curvature {
@@ -130,7 +133,7 @@ enum Stage {
 /// H_L, of the loss by the outputs.
 #[derive(Debug)]
 enum Bend {
-    /// `share (diag p - p pᵀ)` of each example's softmax p, `[B, C]`.
+    /// `share (diag p - p pᵀ)` of each example's softmax p, `[B, C]`; of a stack `[M, C, B]`.
     Softmax { probabilities: Tensor, share: f64 },
     /// A multiple of the identity.
     Multiple(f64),
@@ -1200,13 +1203,13 @@ mod tests {
     use crate::initialise;
     use tch::Device;
 
-    fn waves(size: &[i64], speed: f64, kind: Kind) -> Tensor {
+    pub(super) fn waves(size: &[i64], speed: f64, kind: Kind) -> Tensor {
         let count: i64 = size.iter().product();
         (Tensor::arange(count, (Kind::Double, Device::Cpu)).square() * speed).sin().to_kind(kind).view(size)
     }
 
     /// By differentiating a graph twice.
-    fn by_autograd(
+    pub(super) fn by_autograd(
         network: &Network,
         theta: &Tensor,
         x: &Tensor,
@@ -1227,7 +1230,7 @@ mod tests {
     }
 
     /// J `[B outputs, P]`, row by row.
-    fn jacobian(network: &Network, theta: &Tensor, x: &Tensor) -> Tensor {
+    pub(super) fn jacobian(network: &Network, theta: &Tensor, x: &Tensor) -> Tensor {
         let leaf = theta.detach().set_requires_grad(true);
         let outputs = network.forward(&leaf, x).unwrap().flatten(0, 1);
         let rows: Vec<Tensor> = (0..outputs.size()[0])
@@ -1292,7 +1295,7 @@ mod tests {
         ]
     }
 
-    fn close(found: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
+    pub(super) fn close(found: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
         let error = (found - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
         assert!(error < tolerance, "{what}: {error:.1e}");
     }
