@@ -391,7 +391,7 @@ impl Stack {
         } else if on_cpu {
             (CPU_MODELS, CPU_NUMBERS / (piece * self.network.widest()))
         } else {
-            let each = TOGETHER * piece * Linearised::working_bytes(&self.network, kind);
+            let each = TOGETHER * piece * Linearised::working_bytes(&self.network, (kind, device));
             (AT_ONCE, WORKING_BYTES[1] / each)
         };
         let size = room.clamp(1, most).min(models);
