@@ -97,6 +97,32 @@ fn every_file_of_a_run_is_there() {
 }
 
 #[test]
+fn lenets_grid_agrees_with_its_model() {
+    let out = Out::new(BINARY);
+    let more = [
+        "--set",
+        r#"network="lenet""#,
+        "--set",
+        "images.train=150",
+        "--set",
+        "epochs=1",
+        "--set",
+        "line.points=3",
+    ];
+    let run = out.run(&[SMALL, &more, &["--surface", "line", "--surface", "plane"]]);
+    for surface in ["line", "plane"] {
+        for split in ["train", "test"] {
+            let model = &select(&run, "marks.csv", &[("surface", surface), ("split", split)])[0];
+            let mut centre = select(&run, "surface.csv", &[("surface", surface), ("split", split)]);
+            assert_eq!(centre.len(), if surface == "line" { 3 } else { 25 });
+            centre.retain(|row| number(row, "x") == 0. && row["y"].parse().unwrap_or(0.) == 0.);
+            let [model, centre] = [model, &centre[0]].map(|row| number(row, "loss_nats"));
+            assert!((centre / model - 1.).abs() < 1e-5, "{surface} {split}: {centre} and {model}");
+        }
+    }
+}
+
+#[test]
 fn models_have_the_losses_of_their_training_bit_for_bit() {
     let run = &BASE.1;
     assert_eq!(header(run, "surface.csv"), "surface,seed,x,y,split,loss_nats,accuracy");

@@ -5,7 +5,7 @@
 //! start from (Li et al. 2018, "Visualizing the loss landscape of neural nets"). The plane through three points is Garipov
 //! et al.'s (2018, "Loss surfaces, mode connectivity, and fast ensembling of DNNs").
 //!
-//! Everything is computed in f64, whatever θ's kind, and in one order.
+//! Directions and points are computed in f64, whatever θ's kind, and in one order.
 
 use flatland_network::{Evaluation, Examples, Loss, Model, NetworkError, Parameter, Points, evaluate_points};
 use rand::Rng;
@@ -223,25 +223,27 @@ impl Subspace {
         examples: &Examples,
         loss: Loss,
     ) -> Result<Vec<Evaluation>> {
-        let thetas = coordinates.iter().map(|at| self.at(at)).collect::<Result<Vec<_>>>()?;
-        let thetas = Tensor::f_stack(&thetas, 0).map_err(NetworkError::from)?;
+        let thetas = {
+            let each = coordinates.iter().map(|at| self.at(at)).collect::<Result<Vec<_>>>()?;
+            Tensor::f_stack(&each, 0).map_err(NetworkError::from)?
+        };
         Ok(match model {
             Model::Network(network) => {
-                let points = Points { frame: &self.frame()?, coordinates, thetas: &thetas };
+                let frame = self.frame()?.f_to_kind(self.origin.kind()).map_err(NetworkError::from)?;
+                let points = Points { frame: &frame, coordinates, thetas: &thetas };
                 evaluate_points(network, points, examples, loss)?
             }
             Model::Module(_) => model.evaluate_many(&thetas, examples, loss)?,
         })
     }
 
-    /// `[D + 1, P]`: θ and the axes, of θ's kind and on its device.
+    /// `[D + 1, P]`: θ and the axes, f64, on θ's device.
     ///
     /// # Errors
     /// When the device is full.
     pub fn frame(&self) -> Result<Tensor> {
         let rows: Vec<&Tensor> = [&self.exact].into_iter().chain(&self.axes).collect();
-        let frame = Tensor::f_stack(&rows, 0).and_then(|frame| frame.f_to_kind(self.origin.kind()));
-        Ok(frame.map_err(NetworkError::from)?)
+        Ok(Tensor::f_stack(&rows, 0).map_err(NetworkError::from)?)
     }
 
     /// θ + a u (+ b v), `[P]`, of θ's kind and on its device: computed in f64, then rounded once. At 0 it is θ itself, to the

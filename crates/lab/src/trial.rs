@@ -208,9 +208,9 @@ pub fn evaluate_all_kept<C: Send>(
 }
 
 /// The most points of a line or plane in a pass: what its axes make of the examples is computed once for all of them.
-const MOST_POINTS: usize = 64;
+const POINTS_TOGETHER: usize = 64;
 
-/// The same of the points of a line or plane, given by their coordinates.
+/// The same of the points of a line or plane, given by their coordinates. Equal to those of [`evaluate_all_kept`] but for rounding.
 pub fn evaluate_points_kept(
     run: &Run,
     what: &str,
@@ -219,7 +219,11 @@ pub fn evaluate_points_kept(
     coordinates: &[Vec<f64>],
     name: impl Fn(usize) -> String + Sync,
 ) -> Result<Vec<Both>> {
-    let together = coordinates.len().div_ceil(32).clamp(1, MOST_POINTS);
+    let most = match model {
+        Model::Network(_) => POINTS_TOGETHER,
+        Model::Module(_) => MOST_TOGETHER,
+    };
+    let together = coordinates.len().div_ceil(16).clamp(1, most);
     let context = || Ok((model.again()?, splits.share(), subspace.share()));
     let frame = fingerprint(&subspace.frame()?)?;
     let count = coordinates.len();

@@ -336,7 +336,7 @@ impl Network {
 
     fn forward_single(&self, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
         self.check_inputs(x, None)?;
-        self.forward_from(0, theta, x, fused)
+        self.run(&self.steps, theta, x, fused)
     }
 
     /// The steps before the first one with weights, and that one: linear in these.
@@ -348,20 +348,16 @@ impl Network {
 
     /// The outputs, from what [`Network::first_linear`] gives.
     pub(crate) fn behind_first_linear(&self, theta: &Tensor, y: &Tensor) -> Result<Tensor> {
-        self.forward_from(self.first_weights() + 1, theta, y, true)
+        self.run(&self.steps[self.first_weights() + 1..], theta, y, true)
     }
 
-    /// A network ends in a dense layer.
+    /// A network has a dense layer.
     fn first_weights(&self) -> usize {
         let weighted = |step: &Step| matches!(step, Step::Convolution { .. } | Step::Dense { .. });
         self.steps.iter().position(weighted).unwrap_or(self.steps.len() - 1)
     }
 
-    fn forward_from(&self, step: usize, theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
-        self.run(&self.steps[step..], theta, x, fused)
-    }
-
-    /// Some of the steps.
+    /// Steps one after the other, which are the network's or a part of them.
     fn run(&self, mut steps: &[Step], theta: &Tensor, x: &Tensor, fused: bool) -> Result<Tensor> {
         let parameters = self.parameters.iter().map(|p| p.of(theta)).collect::<Result<Vec<_>>>()?;
         let mut y = x.shallow_clone();
@@ -375,6 +371,7 @@ impl Network {
                 steps = after;
             } else if fused
                 && let Step::Dense { weight } = *step
+                // The very first step: its input is the images.
                 && steps.as_ptr() == self.steps.as_ptr()
                 && let Some(blocks) = NonzeroBlocks::of(&y, &parameters[weight])
             {

@@ -8,6 +8,7 @@
 
 use crate::evaluation::{Sums, chunk_of, over_chunks};
 use crate::network::Step;
+#[cfg(target_arch = "x86_64")]
 use crate::slices::slice;
 use crate::{Evaluation, Examples, Loss, Network, NetworkError, Result, block, evaluate_many};
 use tch::{Device, Kind, Tensor};
@@ -26,10 +27,15 @@ pub struct Points<'a> {
     pub thetas: &'a Tensor,
 }
 
-/// What overflows, or is not finite, goes the plain way, where NaN spreads as it should.
+/// No number of a model may get beyond this in our kernels, whose maxima would pass over a NaN. Else the model goes the plain way.
+#[cfg(target_arch = "x86_64")]
 const LARGEST: f64 = 1e30;
-/// Images of a chunk, for our own kernels: the features of all models stay in the third-level cache.
-const CHUNK: i64 = 72;
+/// Models whose features our kernels hold at once.
+#[cfg(target_arch = "x86_64")]
+const MODELS: usize = 64;
+/// Images of a chunk for our kernels at most, and the bytes of all models' features: what stays in the third-level cache.
+#[cfg(target_arch = "x86_64")]
+const CHUNK: [i64; 2] = [72, 8 << 20];
 
 /// [`evaluate_many`] of models on a line or in a plane: the same numbers but for rounding. They do not depend on which models are
 /// evaluated together.
@@ -54,13 +60,20 @@ pub fn evaluate_points(
         return Err(NetworkError::Shape { what: "θ", found: thetas.size(), expected });
     }
     if frame.kind() != thetas.kind() || frame.device() != thetas.device() {
-        let expected = format!("{:?} on {:?}, as θ", thetas.kind(), thetas.device());
-        return Err(NetworkError::Shape { what: "the frame", found: frame.size(), expected });
+        let [frame, theta] = [frame, thetas].map(|t| format!("{:?} on {:?}", t.kind(), t.device()));
+        return Err(NetworkError::Setting(format!(
+            "the frame of a plane is {frame}, the models are {theta}"
+        )));
+    }
+    let (x, _) = examples.part(0, 1)?;
+    if x.kind() != thetas.kind() || x.device() != thetas.device() || examples.device() != thetas.device() {
+        let [x, theta] = [&x, thetas].map(|t| format!("{:?} on {:?}", t.kind(), t.device()));
+        return Err(NetworkError::Setting(format!("the inputs are {x}, the models are {theta}")));
     }
     let _no_grad = tch::no_grad_guard();
     #[cfg(target_arch = "x86_64")]
     if let Some(plan) = plan(network, points, loss) {
-        return by_kernels(network, points, examples, &plan);
+        return by_plan(network, points, examples, &plan);
     }
     // Convolution and pooling in one pass are faster than such a combination in memory.
     let fused = matches!(network.steps(), [Step::Convolution { .. }, Step::MaxPool { size: 2, .. }, ..])
@@ -80,7 +93,9 @@ fn by_operators(
     loss: Loss,
 ) -> Result<Vec<Evaluation>> {
     let Points { frame, coordinates, thetas } = points;
-    let chunk = chunk_of(network, thetas, examples);
+    // Beside a model's activations there are the maps and their partial sums.
+    let held = 2 * coordinates[0].len() as i64 + 1;
+    let chunk = (chunk_of(network, thetas, examples) / held).max(1);
     let rows = |tensors: &[Tensor]| -> Result<_> {
         Ok((tensors[0].f_unbind(0)?, tensors[1].f_unbind(0)?, Coefficients::of(coordinates, &tensors[1])?))
     };
@@ -149,7 +164,8 @@ struct Plan {
     shape: kernels::Shape,
     first: kernels::First,
     models: Vec<kernels::Model>,
-    /// Of each model and layer, the largest sum of absolute weights and bias of an output.
+    /// The largest sum of absolute weights and bias of an output: of the first layer under each of the frame, and of each model's layers.
+    of_first: Vec<f64>,
     sums: Vec<Vec<f64>>,
     outputs: usize,
 }
@@ -159,7 +175,10 @@ impl Plan {
     /// Whether no number of a model exceeds [`LARGEST`], for inputs of at most `largest`.
     fn is_bounded(&self, model: usize, largest: f64) -> bool {
         let bound = self.sums[model].iter().fold(largest, |bound, sum| (bound + 1.) * sum);
+        let coordinates = &self.models[model].coordinates;
         bound < LARGEST
+            && self.of_first.iter().all(|sum| (largest + 1.) * sum < LARGEST)
+            && coordinates.iter().all(|c| f64::from(c.abs()) < LARGEST)
     }
 }
 
@@ -178,7 +197,7 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
     else {
         return None;
     };
-    // Dense, (ReLU, dense)*.
+    // Dense, (ReLU, dense)*: it ends in a dense layer.
     let dense = tail.iter().step_by(2).map(|step| match step {
         Step::Dense { weight } => Some(*weight),
         _ => None,
@@ -192,6 +211,7 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
         && block::available()
         && loss == Loss::CrossEntropy
         && rectified
+        && tail.len() % 2 == 1
         && w1[2] as usize <= block::MAX_KERNEL
         && w2[2] as usize == kernels::KERNEL
         && coordinates[0].len() <= 2;
@@ -240,7 +260,14 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
         sums.push(of_model);
     }
     let outputs = network.outputs() as usize;
-    Some(Plan { shape, first: kernels::First::of(&views, shape), models, sums, outputs })
+    let first = kernels::First::of(&views, shape);
+    Some(Plan { shape, first, models, of_first, sums, outputs })
+}
+
+/// The largest of numbers that are not below 0; NaN if one is NaN, over which `f64::max` passes.
+#[cfg(target_arch = "x86_64")]
+fn largest(numbers: impl Iterator<Item = f64>) -> f64 {
+    numbers.fold(0., |most, number| if number > most || number.is_nan() { number } else { most })
 }
 
 /// The largest sum of absolute weights and bias of an output.
@@ -248,8 +275,7 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
 fn largest_sum(weight: &[f32], bias: &[f32]) -> f64 {
     let rows = weight.chunks_exact(weight.len() / bias.len()).zip(bias);
     let sum = |(row, b): (&[f32], &f32)| row.iter().chain([b]).map(|w| f64::from(w.abs())).sum::<f64>();
-    // f64::max would pass over a NaN.
-    rows.map(sum).fold(0., |largest: f64, sum| if sum <= largest { largest } else { sum })
+    largest(rows.map(sum))
 }
 
 /// What a thread has of its own: room, and the models as weights for what goes the plain way.
@@ -257,61 +283,56 @@ fn largest_sum(weight: &[f32], bias: &[f32]) -> f64 {
 struct Room {
     thetas: Vec<Tensor>,
     scratch: kernels::Scratch,
-    /// Of all models, `[M, B, features]`.
+    /// Of some of the models, `[MODELS, B, features]`.
     features: Vec<f32>,
     /// Of two layers of a model, one after the other.
     layers: [Vec<f32>; 2],
 }
 
 #[cfg(target_arch = "x86_64")]
-fn by_kernels(
-    network: &Network,
-    points: Points,
-    examples: &Examples,
-    plan: &Plan,
-) -> Result<Vec<Evaluation>> {
+fn by_plan(network: &Network, points: Points, examples: &Examples, plan: &Plan) -> Result<Vec<Evaluation>> {
     let (shape, dimensions) = (plan.shape, points.coordinates[0].len());
-    let chunk = CHUNK.min(examples.count());
-    let models = plan.models.len();
+    let [most, bytes] = CHUNK;
+    let chunk = (bytes / (4 * MODELS * shape.features()) as i64).clamp(1, most.min(examples.count()));
     let room = |tensors: &[Tensor]| {
         Ok(Room {
             thetas: tensors[0].f_unbind(0)?,
             scratch: kernels::Scratch::new(shape, dimensions),
-            features: vec![0.; models * chunk as usize * shape.features()],
+            features: vec![0.; plan.models.len().min(MODELS) * chunk as usize * shape.features()],
             layers: [Vec::new(), Vec::new()],
         })
     };
     over_chunks(examples, (Device::Cpu, chunk), &[points.thetas], room, |room, examples, start, length| {
         let (x, targets) = examples.part(start, length)?;
         network.check_inputs(&x, None)?;
-        let x = x.f_to_kind(Kind::Float)?.f_contiguous()?;
-        let largest = f64::from(slice::<f32>(&x).iter().fold(0., |most: f32, x| {
-            // f32::max would pass over a NaN.
-            if x.abs() <= most { most } else { x.abs() }
-        }));
+        let (x, targets) = (x.f_contiguous()?, targets.f_contiguous()?);
+        let largest = largest(slice::<f32>(&x).iter().map(|x| f64::from(x.abs())));
         let labelled = targets.size() == [length] && targets.kind() == Kind::Int64 && {
             let labels = slice::<i64>(&targets);
             labels.iter().all(|label| (0..plan.outputs as i64).contains(label))
         };
         let each = length as usize * shape.features();
-        let features = &mut room.features[..models * each];
-        kernels::features(&plan.first, &plan.models, slice(&x), features, shape, &mut room.scratch);
-        let sums =
-            plan.models.iter().zip(features.chunks_exact(each)).enumerate().map(|(m, (model, features))| {
-                if !(labelled && plan.is_bounded(m, largest)) {
-                    let outputs = network.predict(&room.thetas[m], &x)?;
-                    return Sums::of(&outputs, &targets, Loss::CrossEntropy);
-                }
-                let outputs = tail(model, features, length as usize, &mut room.layers);
-                Ok(cross_entropy(outputs, plan.outputs, slice(&targets)))
-            });
-        sums.collect()
+        let mut sums = Vec::with_capacity(plan.models.len());
+        for some in plan.models.chunks(MODELS) {
+            let features = &mut room.features[..some.len() * each];
+            kernels::features(&plan.first, some, slice(&x), features, shape, &mut room.scratch);
+            for (model, features) in some.iter().zip(features.chunks_exact(each)) {
+                sums.push(if labelled && plan.is_bounded(sums.len(), largest) {
+                    let outputs = outputs_of(model, features, length as usize, &mut room.layers);
+                    cross_entropy(outputs, plan.outputs, slice(&targets))
+                } else {
+                    let outputs = network.predict(&room.thetas[sums.len()], &x)?;
+                    Sums::of(&outputs, &targets, Loss::CrossEntropy)?
+                });
+            }
+        }
+        Ok(sums)
     })
 }
 
 /// The dense layers of a model: rows of outputs.
 #[cfg(target_arch = "x86_64")]
-fn tail<'a>(
+fn outputs_of<'a>(
     model: &kernels::Model,
     features: &[f32],
     rows: usize,
@@ -396,6 +417,7 @@ mod tests {
             blocks([2, 19, 22], [3, 4], 17, true, &[5]),
             blocks([1, 44, 31], [1, 1], 40, false, &[33, 130, 3]),
             blocks([3, 17, 90], [7, 2], 2, true, &[7, 4]),
+            blocks([1, 19, 27], [2, 8], 16, true, &[3]),
             dense(&[6, 5, 3]),
             dense(&[16, 4]),
             Network::new("padded", &[2, 8, 6], &padded).unwrap(),
@@ -423,9 +445,9 @@ mod tests {
         tch::set_num_threads(2);
         for network in networks() {
             for (kind, tolerance) in [(Kind::Double, 1e-12), (Kind::Float, 2e-5)] {
-                let x = waves(&[&[71], network.input()].concat(), 0.37, kind);
-                let labels = Tensor::arange(71, (Kind::Int64, Device::Cpu)).remainder(network.outputs());
-                let values = waves(&[71, network.outputs()], 0.11, kind);
+                let x = waves(&[&[150], network.input()].concat(), 0.37, kind);
+                let labels = Tensor::arange(150, (Kind::Int64, Device::Cpu)).remainder(network.outputs());
+                let values = waves(&[150, network.outputs()], 0.11, kind);
                 for (loss, targets) in [(Loss::CrossEntropy, labels), (Loss::MeanSquaredError, values)] {
                     let examples = Examples::new(x.shallow_clone(), targets).unwrap();
                     for dimensions in [1, 2] {
@@ -451,14 +473,17 @@ mod tests {
                                 targets.to_kind(Kind::Double)
                             };
                             let expected = Sums::of(&z, &targets, loss).unwrap();
-                            let error = (found.loss * 71. / expected.loss - 1.).abs();
+                            let error = (found.loss * 150. / expected.loss - 1.).abs();
                             assert!(error < tolerance, "{network:?} {kind:?} {m}: {error:.1e}");
                             if let (Some(accuracy), Some(hits)) = (found.accuracy, expected.hits) {
                                 // A tie of f32 may fall either way.
-                                assert!((accuracy * 71. - hits as f64).abs() < 1.1, "{accuracy} {hits}");
+                                assert!((accuracy * 150. - hits as f64).abs() < 1.1, "{accuracy} {hits}");
                             }
                         }
-                        // Whoever else is there.
+                        // Whoever else is there, and by however many threads.
+                        tch::set_num_threads(1);
+                        assert_eq!(evaluate_points(&network, points, &examples, loss).unwrap(), found);
+                        tch::set_num_threads(2);
                         let one = Points {
                             frame: &frame,
                             coordinates: &coordinates[4..5],
@@ -476,27 +501,62 @@ mod tests {
         for network in [Network::lenet(), Network::dense(&[1024, 5, 10], &Layer::Relu).unwrap()] {
             let shape = [&[9], network.input()].concat();
             let labels = Tensor::arange(9, (Kind::Int64, Device::Cpu));
-            let examples = Examples::new(waves(&shape, 0.37, Kind::Float), labels).unwrap();
+            let x = waves(&shape, 0.37, Kind::Float);
             let (frame, mut coordinates, thetas) = points(&network, 2, Kind::Float);
-            let evaluate = |frame: &Tensor, coordinates: &[Vec<f64>], thetas: &Tensor| {
-                evaluate_points(
-                    &network,
-                    Points { frame, coordinates, thetas },
-                    &examples,
-                    Loss::CrossEntropy,
-                )
-                .unwrap()
+            let evaluate = |x: &Tensor, frame: &Tensor, coordinates: &[Vec<f64>], thetas: &Tensor| {
+                let examples = Examples::new(x.copy(), labels.shallow_clone()).unwrap();
+                let points = Points { frame, coordinates, thetas };
+                evaluate_points(&network, points, &examples, Loss::CrossEntropy).unwrap()
             };
-            let before = evaluate(&frame, &coordinates, &thetas);
-            // A weight of the last layer, and a model beyond what f32 holds.
-            let _ = thetas.get(3).narrow(0, network.count() - 1, 1).fill_(f64::NAN);
+            let before = evaluate(&x, &frame, &coordinates, &thetas);
+            // The first weight of each layer but the first, where other numbers come behind it; the last bias; a model beyond what f32 holds.
+            let weights = network.parameters().iter().filter(|p| p.shape.len() > 1).skip(1);
+            let places: Vec<i64> = weights.map(|p| p.offset).chain([network.count() - 1]).collect();
+            for (m, place) in places.iter().enumerate() {
+                let _ = thetas.get(m as i64).narrow(0, *place, 1).fill_(f64::NAN);
+            }
             coordinates[7] = vec![1e38, 0.];
             thetas.get(7).copy_(&(frame.get(0) + frame.get(1) * 1e38));
-            let after = evaluate(&frame, &coordinates, &thetas);
+            let after = evaluate(&x, &frame, &coordinates, &thetas);
             for (m, (before, after)) in before.iter().zip(&after).enumerate() {
-                assert_eq!(m == 3 || m == 7, !after.loss.is_finite(), "{m}: {after:?}");
-                assert!(m == 3 || m == 7 || before == after);
+                let spoilt = m < places.len() || m == 7;
+                assert_eq!(spoilt, !after.loss.is_finite(), "{} {m}: {after:?}", network.name());
+                assert!(spoilt || before == after);
             }
+            // The first layer's are the frame's too, and those of an image everybody's.
+            let spoilt = frame.copy();
+            let _ = spoilt.narrow(1, 0, 1).fill_(f64::NAN);
+            let all = thetas.narrow(0, 8, 11);
+            let _ = all.narrow(1, 0, 1).fill_(f64::NAN);
+            assert!(evaluate(&x, &spoilt, &coordinates[8..], &all).iter().all(|one| one.loss.is_nan()));
+            let (frame, coordinates, thetas) = points(&network, 2, Kind::Float);
+            let _ = x.get(4).view([-1]).narrow(0, 512, 1).fill_(f64::NAN);
+            assert!(evaluate(&x, &frame, &coordinates, &thetas).iter().all(|one| one.loss.is_nan()));
+        }
+    }
+
+    #[test]
+    fn a_network_may_end_in_relu() {
+        let layers = [
+            Layer::Convolution { channels: 2, kernel: 3, padding: 0 },
+            Layer::MaxPool { size: 2 },
+            Layer::Convolution { channels: 3, kernel: 5, padding: 0 },
+            Layer::Relu,
+            Layer::MaxPool { size: 2 },
+            Layer::Dense { width: 4 },
+            Layer::Relu,
+        ];
+        let network = Network::new("open", &[1, 16, 16], &layers).unwrap();
+        let labels = Tensor::arange(4, (Kind::Int64, Device::Cpu));
+        // Labels as a column of something larger.
+        let labels = Tensor::stack(&[&labels, &labels], 1).select(1, 0);
+        let examples = Examples::new(waves(&[4, 1, 16, 16], 0.37, Kind::Float), labels).unwrap();
+        let (frame, coordinates, thetas) = points(&network, 2, Kind::Float);
+        let all = Points { frame: &frame, coordinates: &coordinates, thetas: &thetas };
+        let found = evaluate_points(&network, all, &examples, Loss::CrossEntropy).unwrap();
+        let expected = evaluate_many(&network, &thetas, &examples, Loss::CrossEntropy).unwrap();
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found.loss / expected.loss - 1.).abs() < 1e-5);
         }
     }
 
@@ -515,5 +575,18 @@ mod tests {
         assert!(found(&zeros(2), &[vec![1.]], &zeros(2)).is_err());
         assert!(found(&zeros(2), &[], &zeros(0)).is_err());
         assert!(found(&zeros(2).to_kind(Kind::Double), &[vec![1.]], &zeros(1)).is_err());
+        // Inputs of another kind, labels that are no classes or of no classification.
+        let lenet = Network::lenet();
+        let (frame, coordinates, thetas) = points(&lenet, 1, Kind::Float);
+        let with = |kind: Kind, targets: Tensor| {
+            let examples = Examples::new(waves(&[4, 1, 32, 32], 0.3, kind), targets).unwrap();
+            let points = Points { frame: &frame, coordinates: &coordinates, thetas: &thetas };
+            evaluate_points(&lenet, points, &examples, Loss::CrossEntropy)
+        };
+        let labels = || Tensor::from_slice(&[0i64, 1, 2, 9]);
+        assert!(with(Kind::Float, labels().view([2, 2]).transpose(0, 1).reshape([4])).is_ok());
+        assert!(with(Kind::Double, labels()).is_err());
+        assert!(with(Kind::Float, labels() + 1).is_err());
+        assert!(with(Kind::Float, labels().to_kind(Kind::Float)).is_err());
     }
 }

@@ -5,6 +5,7 @@
 //! Gray 2016, "Fast algorithms for convolutional neural networks"), at the points 0, ±1, ±2 and ∞. On random numbers in f32 its error is
 //! twice that of the plain sum (3e-7). A pair of outputs in two rows is a window of the pooling.
 
+use crate::block;
 use std::arch::x86_64::{
     __m256, __m512, _mm256_castpd_ps, _mm256_mask_storeu_ps, _mm512_add_ps, _mm512_castps_pd,
     _mm512_castps512_ps256, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
@@ -169,10 +170,12 @@ impl Dense {
     /// Rows of x, of `stride` numbers each, to rows of [`Dense::wide`].
     pub fn apply(&self, x: &[f32], stride: usize, y: &mut [f32], rectified: bool) {
         let (wide, rows) = (self.wide(), y.len() / self.wide());
-        assert!(self.inputs <= stride && x.len() >= rows * stride && y.len() == rows * wide);
+        assert!(
+            block::available() && self.inputs <= stride && x.len() >= rows * stride && y.len() == rows * wide
+        );
         let mut column = 0;
         while column < wide {
-            // SAFETY: the caller checked the processor; the lengths were checked above, and blocks end at `wide`.
+            // SAFETY: the processor and the lengths were checked above, and panels end at `wide`.
             column += unsafe {
                 match panel(wide - column) {
                     4 => self.columns::<4, 6>(x, stride, y, column, rectified),
@@ -252,7 +255,7 @@ impl Dense {
 /// The frame's first convolutions.
 #[derive(Debug)]
 pub struct First {
-    /// `[C K K, D + 1, O]`, O the next multiple of what is convolved together.
+    /// `[D + 1, O, C K K]`.
     taps: Vec<f32>,
     bias: Vec<f32>,
 }
@@ -311,7 +314,7 @@ impl First {
         let mut output = 0;
         while output < self.bias.len() {
             let place = &mut maps[output * rows * columns..];
-            // SAFETY: the caller checked the processor; the lengths were checked above.
+            // SAFETY: the processor was checked by whoever calls this; the lengths were checked above.
             output += unsafe {
                 match self.bias.len() - output {
                     6.. => self.convolve::<6>(x, place, shape, output),
@@ -385,7 +388,7 @@ pub fn features(
     let (batch, each) = (x.len() / image, shape.features());
     let frame = first.bias.len() / shape.first[0];
     let halves = 2 * shape.halves() + ROOM;
-    assert!(x.len() == batch * image && found.len() == models.len() * batch * each);
+    assert!(block::available() && x.len() == batch * image && found.len() == models.len() * batch * each);
     assert!(scratch.maps.len() == IMAGES * frame * map && scratch.halves.len() == MODELS * IMAGES * halves);
     assert!(models.iter().all(|model| model.coordinates.len() + 1 == frame));
     for start in (0..batch).step_by(IMAGES) {
@@ -398,7 +401,7 @@ pub fn features(
             for index in 0..images {
                 let maps = &scratch.maps[index * frame * map..][..frame * map];
                 let into = &mut scratch.halves[index * halves..];
-                // SAFETY: the caller checked the processor; the lengths were checked above.
+                // SAFETY: the processor was checked by whoever calls this; the lengths were checked above.
                 unsafe {
                     match frame {
                         2 => combine::<1>(maps, some, into, IMAGES * halves, shape),
