@@ -96,38 +96,24 @@ fn by_operators(
     // Beside a model's activations there are the maps and their partial sums.
     let held = 2 * coordinates[0].len() as i64 + 1;
     let chunk = (chunk_of(network, thetas, examples) / held).max(1);
-    let rows = |tensors: &[Tensor]| -> Result<_> {
-        Ok((tensors[0].f_unbind(0)?, tensors[1].f_unbind(0)?, Coefficients::of(coordinates, &tensors[1])?))
-    };
+    let rows = |tensors: &[Tensor]| Ok([tensors[0].f_unbind(0)?, tensors[1].f_unbind(0)?]);
     let tensors = [frame, thetas];
     over_chunks(
         examples,
         (thetas.device(), chunk),
         &tensors,
         rows,
-        |(frame, thetas, at), examples, start, length| {
+        |[frame, thetas], examples, start, length| {
             let (x, targets) = examples.part(start, length)?;
             let maps = frame.iter().map(|f| network.first_linear(f, &x)).collect::<Result<Vec<_>>>()?;
             let mut sums = PartialSums { maps, sums: Vec::new() };
-            let of_model = |m: usize| {
-                let outputs = network.behind_first_linear(&thetas[m], sums.at(&coordinates[m], &at.0[m])?)?;
+            let of_model = |(at, theta): (&Vec<f64>, &Tensor)| {
+                let outputs = network.behind_first_linear(theta, sums.at(at)?)?;
                 Sums::of(&outputs, &targets, loss)
             };
-            (0..coordinates.len()).map(of_model).collect()
+            coordinates.iter().zip(thetas.iter()).map(of_model).collect()
         },
     )
-}
-
-/// Each coordinate as a number on the device.
-struct Coefficients(Vec<Vec<Tensor>>);
-
-impl Coefficients {
-    fn of(coordinates: &[Vec<f64>], like: &Tensor) -> Result<Self> {
-        let flat: Vec<f64> = coordinates.concat();
-        let all = Tensor::f_from_slice(&flat)?.f_to_kind(like.kind())?.f_to_device(like.device())?;
-        let mut each = all.f_unbind(0)?.into_iter();
-        Ok(Self(coordinates.iter().map(|at| each.by_ref().take(at.len()).collect()).collect()))
-    }
 }
 
 /// `map_0 + Σ_d c_d map_d`, the last axis first: along the rows of a grid only the first coordinate changes, and the rest stays.
@@ -138,7 +124,7 @@ struct PartialSums {
 }
 
 impl PartialSums {
-    fn at(&mut self, coordinates: &[f64], numbers: &[Tensor]) -> Result<&Tensor> {
+    fn at(&mut self, coordinates: &[f64]) -> Result<&Tensor> {
         let axes = coordinates.len();
         let same = self.sums.iter().zip(coordinates.iter().rev());
         let same = same.take_while(|((had, _), at)| had.to_bits() == at.to_bits()).count();
@@ -149,7 +135,7 @@ impl PartialSums {
             let sum = if coordinates[axis] == 0. {
                 before.shallow_clone()
             } else {
-                before.f_addcmul(&self.maps[axis + 1], &numbers[axis])?
+                self.maps[axis + 1].f_mul_scalar(coordinates[axis])?.f_add_(before)?
             };
             self.sums.push((coordinates[axis], sum));
         }
