@@ -45,8 +45,8 @@ pub enum CurvatureError {
         /// As asked.
         found: usize,
     },
-    /// A thread of the computation ended without a result.
-    #[error("a thread of the curvature's products stopped")]
+    /// A thread of the computation ended without a result, or could not be started.
+    #[error("a thread of the curvature's products stopped, or could not be started")]
     Thread,
     /// Whoever asked does not want the rest.
     #[error("stopped on the way")]
@@ -108,7 +108,7 @@ const DEVICE_PIECE: i64 = 16_384;
 /// Sums that are added in order; so many threads can be kept busy at most.
 pub(crate) const GROUPS: usize = 32;
 /// What the largest intermediate result of a piece with sixteen directions may take where libtorch's operators convolve, on a CPU and
-/// on an accelerator.
+/// on an accelerator; there also that of a stack's block of dense networks.
 pub(crate) const WORKING_BYTES: [i64; 2] = [1 << 25, 3 << 30];
 /// What the linearised pieces may take together, on a CPU and on an accelerator: beyond, they are made anew for each product.
 pub(crate) const KEPT_BYTES: [i64; 2] = [1 << 30, 4 << 30];
@@ -147,7 +147,8 @@ impl CurvatureOperator {
     /// the calling thread). Which of the two matrices is said with every product.
     ///
     /// # Errors
-    /// [`CurvatureError::Network`] when θ or the examples do not fit the network, [`CurvatureError::NotFinite`] for a θ that is not.
+    /// [`CurvatureError::Network`] when θ or the examples do not fit the network, [`CurvatureError::NotFinite`] for a θ that is not,
+    /// [`CurvatureError::Thread`] when a thread cannot be started.
     pub fn new(
         network: &Network,
         theta: &Tensor,
@@ -252,9 +253,9 @@ impl CurvatureOperator {
                 groups: mine.collect(),
                 kept: BTreeMap::new(),
             };
-            Ok(Worker::start(on_cpu, move |job: Job, done| {
+            Worker::start(on_cpu, move |job: Job, done| {
                 (0..share.groups.len()).try_for_each(|index| done.send(share.group(index, &job)))
-            }))
+            })
         };
         let workers = (0..threads).map(worker).collect::<Result<_, CurvatureError>>()?;
         let options = (theta.kind(), theta.device());
@@ -298,7 +299,7 @@ impl CurvatureOperator {
         // product must not find them.
         let mut sum: Result<Option<Tensor>, CurvatureError> = Ok(None);
         for group in 0..self.groups {
-            let part = self.workers[group % self.workers.len()].receive()?;
+            let part = self.workers[group % self.workers.len()].receive().and_then(|part| part);
             sum = match (sum, part) {
                 (Ok(None), Ok(part)) => Ok(Some(part)),
                 (Ok(Some(mut sum)), Ok(part)) => sum.f_add_(&part).map(Some).map_err(CurvatureError::from),

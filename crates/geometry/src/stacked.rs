@@ -8,8 +8,7 @@
 //! asked for: a model's numbers depend neither on what the others do, nor on the number of threads, bit for bit.
 
 use crate::operator::{
-    CurvatureError, CurvatureOperator, GROUPS, KEPT_BYTES, Symmetric, TOGETHER, WORKING_BYTES, cast,
-    check_vectors,
+    CurvatureError, CurvatureOperator, GROUPS, KEPT_BYTES, Symmetric, TOGETHER, WORKING_BYTES, check_vectors,
 };
 use crate::worker::{Alone, Worker};
 use flatland_network::{Curvature, Examples, Linearised, Loss, Network, NetworkError, StackedLinearised};
@@ -21,19 +20,22 @@ use tch::{Device, Kind, Tensor};
 
 /// Models of a block on a CPU at most: calls weigh an eighth, and there are blocks for several threads.
 const CPU_MODELS: i64 = 8;
-/// Numbers in a layer's activations of a block on a CPU, for one direction: what stays near the cache.
+/// Numbers in a layer's activations of a block on a CPU, for one direction, or in θ with two copies of the direction: what stays near
+/// the cache.
 const CPU_NUMBERS: i64 = 1 << 18;
 /// Examples of a piece, on a CPU and on an accelerator.
 const PIECE: [i64; 2] = [512, 2048];
-/// Models whose estimators run at once, each on a thread: further ones come after them.
+/// Models whose estimators run at once, each on a thread: further ones come after them. Also the most of a block on an accelerator, so
+/// that those at once are whole blocks.
 const AT_ONCE: i64 = 64;
 
 /// H or G of the mean loss of M models θ `[M, P]`, f32 or f64, each over all its examples.
 ///
-/// Dense networks are multiplied together. Networks with convolutions go one model after the other by [`CurvatureOperator`], whose
-/// kernels keep the cores busy. On a CPU it has threads of its own, each computing alone, until it is dropped.
+/// Dense networks are multiplied together. On a CPU the stack has threads of its own, each computing alone, until it is dropped. Networks
+/// with convolutions go one model after the other, whose kernels keep the cores busy: each model has a [`CurvatureOperator`] with as many
+/// threads of its own.
 ///
-/// A model whose θ, loss or products are not finite has no curvature; the others have theirs.
+/// A model whose θ or products are not finite has no curvature; the others have theirs.
 #[derive(Debug)]
 pub struct StackedCurvature {
     models: i64,
@@ -70,7 +72,8 @@ impl StackedCurvature {
     /// libtorch is set to (`tch::set_num_threads`, of the calling thread).
     ///
     /// # Errors
-    /// [`CurvatureError::Network`] when θ or the examples do not fit the network, or examples of their own are not of one count, shape and kind.
+    /// [`CurvatureError::Network`] when θ or the examples do not fit the network, or examples of their own are not of one count, shape and kind;
+    /// [`CurvatureError::Thread`] when a thread cannot be started.
     pub fn new(
         network: &Network,
         theta: &Tensor,
@@ -111,6 +114,12 @@ impl StackedCurvature {
                 return Err(NetworkError::Setting(reason.into()).into());
             }
         }
+        // With a dimension more, one model would take them for stacked inputs of its own.
+        let found = first.part(0, 1)?.0.size();
+        if found[1..] != *network.input() {
+            let expected = format!("[1, input…] with an input of {:?}", network.input());
+            return Err(NetworkError::Shape { what: "an example", found, expected }.into());
+        }
         let theta = theta.f_detach()?.f_contiguous()?;
         let kept_apart = theta.f_isfinite()?.f_all_dim(1, false)?;
         let finite: Vec<bool> = Vec::try_from(&kept_apart.f_to_device(Device::Cpu)?)?;
@@ -132,15 +141,12 @@ impl StackedCurvature {
         Ok(Self { models, count, options, finite, size, way })
     }
 
-    /// M.
-    pub fn models(&self) -> i64 {
-        self.models
-    }
-
-    /// H or G of each model times its K vectors, `[M, K, P]`, as `[M, K, P]`. Where a model's curvature is not finite, neither are its products.
+    /// H or G of each model times its K vectors, `[M, K, P]`, as `[M, K, P]`. All NaN for a model whose θ is not finite; else what came out,
+    /// finite or not (of a network with convolutions, NaN for all vectors of a call in which one's product is not finite).
     ///
     /// # Errors
-    /// [`CurvatureError::Shape`] for vectors that are not the stack's.
+    /// [`CurvatureError::Shape`] for vectors that are not the stack's, [`CurvatureError::Network`] when libtorch refuses the targets or the
+    /// memory of any model, [`CurvatureError::Thread`] when a thread has stopped.
     pub fn products_of(&self, curvature: Curvature, vectors: &Tensor) -> Result<Tensor, CurvatureError> {
         let found = vectors.size();
         if found.len() != 3 || found[0] != self.models || found[1] < 1 || found[2] != self.count {
@@ -161,15 +167,20 @@ impl StackedCurvature {
 
     /// What `work` makes of each model's matrix, in the models' order; [`CurvatureError::NotFinite`] for one whose θ is not finite.
     ///
-    /// `work` gets the model's number and its matrix. It runs once for each model, all of them at once (of more than 64, in groups), each on
-    /// a thread of its own where libtorch computes with one. A product waits until every model that still runs asks for one; then those with
+    /// `work` gets the model's number and its matrix. It runs once for each model, in groups of at most 64 at once, each on a thread of its
+    /// own where libtorch computes with one. A product waits until every model of the group that still runs asks for one; then those with
     /// the fewest vectors get theirs, together. Models that are in one phase of a computation thus stay together, and one that is ahead waits
-    /// for the others. The results are those of each model alone, whatever the order in which they ask.
+    /// for the others. A model's results do not depend on what the others ask, or when.
     ///
     /// What the estimators compute between products takes all cores, whatever the number of threads for products is.
     ///
-    /// `work` must not wait for another model by other means: that one may be waiting for it here. A panic in it becomes
-    /// [`CurvatureError::Thread`] of that model.
+    /// `work` must not wait for another model by other means: that one may be waiting for it here.
+    ///
+    /// # Errors
+    /// Those of `work`, for its model alone. A panic in it becomes [`CurvatureError::Thread`], as does a thread that cannot be started. Products
+    /// that are not finite are [`CurvatureError::NotFinite`] for their model alone. Any other error, such as a class that the network does not
+    /// have, reaches all models whose products are computed together then: as [`CurvatureError::Thread`] where it is that, else as
+    /// [`CurvatureError::Network`] with its sentence.
     pub fn each<T: Send>(
         &self,
         curvature: Curvature,
@@ -265,11 +276,7 @@ impl StackedCurvature {
             }
             Ok(answers)
         };
-        found().unwrap_or_else(|error| {
-            // Errors cannot be copied; what they say can.
-            let again = || CurvatureError::Network(NetworkError::Setting(error.to_string()));
-            asked.keys().map(|&model| (model, Err(again()))).collect()
-        })
+        found().unwrap_or_else(|error| asked.keys().map(|&model| (model, Err(again(&error)))).collect())
     }
 
     /// Where the blocks begin.
@@ -330,7 +337,7 @@ impl StackedCurvature {
                     if blocks[block].is_none() {
                         continue;
                     }
-                    let part = workers[index % workers.len()].receive()?;
+                    let part = workers[index % workers.len()].receive().and_then(|part| part);
                     let sum = part.and_then(|part| match sums[block].take() {
                         None => Ok(part),
                         Some(mut sum) => Ok(sum.f_add_(&part)?),
@@ -343,6 +350,14 @@ impl StackedCurvature {
                 failed.map_or(Ok(sums), Err)
             }
         }
+    }
+}
+
+/// The same for another model. Errors cannot be copied; what they say can.
+fn again(error: &CurvatureError) -> CurvatureError {
+    match error {
+        CurvatureError::Thread => CurvatureError::Thread,
+        other => NetworkError::Setting(other.to_string()).into(),
     }
 }
 
@@ -385,14 +400,17 @@ impl Stack {
         let on_cpu = device == Device::Cpu;
         let examples = self.examples[0].count();
         let piece = PIECE[usize::from(!on_cpu)].min(examples);
+        // θ and the two forms of a direction, all for each direction.
+        let weights = 3 * self.network.count();
         let (most, room) = if StackedLinearised::by_kernels(&self.network, self.loss, (kind, device)) {
             // These go model by model: nothing is computed that nobody asks for.
             (1, 1)
         } else if on_cpu {
-            (CPU_MODELS, CPU_NUMBERS / (piece * self.network.widest()))
+            (CPU_MODELS, CPU_NUMBERS / (piece * self.network.widest()).max(weights))
         } else {
-            let each = TOGETHER * piece * Linearised::working_bytes(&self.network, (kind, device));
-            (AT_ONCE, WORKING_BYTES[1] / each)
+            let activations = piece * Linearised::working_bytes(&self.network, (kind, device));
+            let each = activations.max(weights * kind.elt_size_in_bytes() as i64);
+            (AT_ONCE, WORKING_BYTES[1] / (TOGETHER * each))
         };
         let size = room.clamp(1, most).min(models);
         let keeps = Linearised::bytes(&self.network, (kind, device)) * examples * models
@@ -428,7 +446,7 @@ impl Stack {
                 })
             })
         };
-        let workers = (0..threads).map(worker).collect();
+        let workers = (0..threads).map(worker).collect::<Result<_, _>>()?;
         Ok((size, Way::Together { tasks: tasks.iter().map(|task| task.block).collect(), workers }))
     }
 
@@ -449,7 +467,6 @@ impl Stack {
                 (Tensor::f_stack(&x, 0)?, Tensor::f_stack(&targets, 0)?)
             }
         };
-        let (x, targets) = (x.f_to_kind(theta.kind())?, cast(&targets, theta.kind())?);
         let share = 1. / self.examples[0].count() as f64;
         Ok(StackedLinearised::of(&self.network, &theta, &x, &targets, self.loss, share)?)
     }
@@ -610,6 +627,8 @@ mod tests {
     };
     use flatland_network::device::{DeviceChoice, choose};
     use flatland_network::{Layer, Precision, initialise_stacked, set_deterministic, set_precision};
+    use std::sync::mpsc::RecvTimeoutError;
+    use std::time::Duration;
 
     fn relu() -> Network {
         Network::dense(&[4, 6, 3], &Layer::Relu).unwrap()
@@ -811,8 +830,25 @@ mod tests {
         }
     }
 
+    /// Fails where `work` does, and where it does not come to an end: a test of threads must not hang.
+    fn comes_to_an_end(work: impl FnOnce() + Send + 'static) {
+        let (done, ended) = channel();
+        let thread = std::thread::spawn(move || {
+            work();
+            let _ = done.send(());
+        });
+        assert!(ended.recv_timeout(Duration::from_secs(600)) != Err(RecvTimeoutError::Timeout), "a deadlock");
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
     #[test]
     fn a_model_that_stops_early_holds_up_nobody() {
+        comes_to_an_end(stop_early);
+    }
+
+    fn stop_early() {
         tch::set_num_threads(2);
         for (network, models) in [(relu(), 70), (convolutional(), 5)] {
             let loss = Loss::MeanSquaredError;
@@ -851,6 +887,40 @@ mod tests {
             // And it still works.
             assert_eq!(stack.each(Curvature::Hessian, asks).swap_remove(4).unwrap(), all[4]);
         }
+    }
+
+    /// One model has a class that the network does not: those that are multiplied with it get its error, one that asks for nothing its result.
+    #[test]
+    fn an_error_reaches_those_that_wait_with_it() {
+        tch::set_num_threads(2);
+        let (network, loss) = (tanh(), Loss::CrossEntropy);
+        let theta = thetas(&network, 10, Kind::Double);
+        let good = examples(&network, 20, loss, 5);
+        let targets = good.targets().copy();
+        let _ = targets.get(7).fill_(network.outputs());
+        let bad = good.relabelled(targets).unwrap();
+        let own: Vec<&Examples> = (0..10).map(|model| if model == 1 { &bad } else { &good }).collect();
+        let stack = StackedCurvature::new(&network, &theta, &own, loss).unwrap();
+        let is_said = |error: &CurvatureError| {
+            matches!(error, CurvatureError::Network(_)) && error.to_string().contains("out of bounds")
+        };
+        // Twice: nothing of the first is left for the second.
+        for _ in 0..2 {
+            let error = stack.products_of(Curvature::Hessian, &vectors(10, 2, network.count())).unwrap_err();
+            assert!(is_said(&error), "{error}");
+            let found = stack.each(Curvature::Hessian, |model, matrix| match model {
+                4 => Ok(None),
+                _ => asks(model, matrix).map(Some),
+            });
+            for (model, found) in found.into_iter().enumerate() {
+                match (model, found) {
+                    (4, Ok(None)) => {}
+                    (model, Err(error)) if model != 4 => assert!(is_said(&error), "{model}: {error}"),
+                    (model, other) => panic!("{model}: {other:?}"),
+                }
+            }
+        }
+        assert!(matches!(again(&CurvatureError::Thread), CurvatureError::Thread));
     }
 
     /// On an accelerator, where there is one: against the CPU in f64.
@@ -907,7 +977,13 @@ mod tests {
         assert!(new(&theta, &[], loss).is_err());
         assert!(new(&theta, &[&some], Loss::MeanSquaredError).is_err());
         let stack = new(&theta, &[&some], loss).unwrap();
-        assert_eq!(stack.models(), 3);
+        // A dimension too many, though the examples are as many as the models.
+        for inputs in [&[1, 5, 4][..], &[5, 1, 4]] {
+            let targets = Tensor::zeros([inputs[0]], (Kind::Int64, Device::Cpu));
+            let deep = Examples::new(Tensor::ones(inputs, (Kind::Float, Device::Cpu)), targets).unwrap();
+            let error = new(&theta.narrow(0, 0, 1), &[&deep], loss).unwrap_err();
+            assert!(error.to_string().contains("an example has shape"), "{error}");
+        }
         let error = stack.products_of(Curvature::Hessian, &vectors(2, 1, network.count())).unwrap_err();
         assert!(error.to_string().contains("[3, K, 83]"), "{error}");
     }

@@ -2,7 +2,7 @@
 
 use crate::operator::CurvatureError;
 use std::sync::mpsc::{Receiver, SendError, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 
 /// A thread that answers every job with results, in its own order, until it is dropped.
 #[derive(Debug)]
@@ -13,14 +13,14 @@ pub struct Worker<J, T> {
 }
 
 impl<J: Send + 'static, T: Send + 'static> Worker<J, T> {
-    /// `alone`: libtorch computes with one thread there.
+    /// `alone`: libtorch computes with one thread there. [`CurvatureError::Thread`] where the system refuses it.
     pub fn start(
         alone: bool,
         mut work: impl FnMut(J, &Sender<T>) -> Result<(), SendError<T>> + Send + 'static,
-    ) -> Self {
+    ) -> Result<Self, CurvatureError> {
         let (jobs, todo) = channel::<J>();
         let (done, found) = channel();
-        let thread = std::thread::spawn(move || {
+        let run = move || {
             if alone {
                 tch::set_num_threads(1);
             }
@@ -29,8 +29,9 @@ impl<J: Send + 'static, T: Send + 'static> Worker<J, T> {
                     return;
                 }
             }
-        });
-        Self { jobs: Some(jobs), found, thread: Some(thread) }
+        };
+        let thread = Builder::new().spawn(run).map_err(|_| CurvatureError::Thread)?;
+        Ok(Self { jobs: Some(jobs), found, thread: Some(thread) })
     }
 }
 

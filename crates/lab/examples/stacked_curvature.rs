@@ -4,7 +4,7 @@
 //! printed are medians over the rounds, per model. One after the other, the models go to the threads as the lab sends them: each thread
 //! has one at a time.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::Parser;
 use flatland_geometry::{
     Curvature, CurvatureError, CurvatureOperator, EigenSettings, StackedCurvature, Symmetric, eigenpairs,
@@ -14,6 +14,7 @@ use flatland_network::{
     Examples, Layer, Loss, Network, Optimiser, OptimiserSettings, Precision, allocator, initialise_stacked,
     loss_and_gradient, set_precision,
 };
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -27,13 +28,13 @@ struct Arguments {
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Measurements of each
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// Steps of training before, where the curvature is measured
     #[arg(long, default_value_t = 300)]
     steps: u32,
     /// Products a measurement
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     products: u32,
     /// cpu or cuda
     #[arg(long, default_value = "cpu")]
@@ -206,7 +207,10 @@ fn one_by_one(
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Result<Vec<Found>>>()
+        let joined = |thread: ScopedJoinHandle<Result<Found>>| {
+            thread.join().map_err(|_| anyhow!("a thread stopped"))?
+        };
+        threads.into_iter().map(joined).collect::<Result<Vec<Found>>>()
     })?;
     Ok(found.into_iter().flatten().collect())
 }

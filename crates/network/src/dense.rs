@@ -87,13 +87,13 @@ fn layers(network: &Network) -> Option<Vec<Rectified>> {
     layers.iter().all(narrow).then_some(layers)
 }
 
-/// Whether the kernels take a network's loss for a θ of these options.
-pub fn fits(network: &Network, loss: Loss, options: (Kind, Device)) -> bool {
-    block::available()
+/// The layers of a network whose loss the kernels take for a θ of these options.
+pub fn fitting(network: &Network, loss: Loss, options: (Kind, Device)) -> Option<Vec<Rectified>> {
+    let fits = block::available()
         && loss == Loss::MeanSquaredError
         && options == (Kind::Float, Device::Cpu)
-        && network.input().len() == 1
-        && layers(network).is_some()
+        && network.input().len() == 1;
+    if fits { layers(network) } else { None }
 }
 
 /// Mean squared errors `[M]` and their gradients `[M, P]` of a stack θ `[M, P]`, for inputs `[B, F]` and targets `[B, D]` that all
@@ -138,7 +138,7 @@ impl Stack {
         Ok(None)
     }
 
-    pub fn products(&self, _: bool, _: &Tensor) -> crate::Result<Tensor> {
+    pub fn products(&self, _: crate::Curvature, _: &Tensor) -> crate::Result<Tensor> {
         match *self {}
     }
 }
@@ -169,7 +169,7 @@ mod kernels {
         _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
     use std::ops::Range;
-    use tch::{Kind, Tensor};
+    use tch::{Kind, TchError, Tensor};
 
     pub const LANES: usize = 16;
     // What is called from an inner loop is `#[inline]`: otherwise it may land in another codegen unit, and cost four times the time.
@@ -188,8 +188,8 @@ mod kernels {
 
     impl Columns {
         /// Of `[B, F]`; what is beyond the last example is 0.
-        pub fn of(tensor: &Tensor) -> Self {
-            let tensor = tensor.contiguous();
+        pub fn of(tensor: &Tensor) -> Result<Self, TchError> {
+            let tensor = tensor.f_contiguous()?;
             let (values, features) = (slice(&tensor), tensor.size()[1] as usize);
             let piece = |values: &[f32]| {
                 let rows = (values.len() / features).div_ceil(LANES);
@@ -201,7 +201,7 @@ mod kernels {
                 }
                 columns
             };
-            Self { pieces: values.chunks(MOST_ROWS * LANES * features).map(piece).collect() }
+            Ok(Self { pieces: values.chunks(MOST_ROWS * LANES * features).map(piece).collect() })
         }
     }
 
@@ -215,7 +215,7 @@ mod kernels {
         let (models, parameters) = theta.size2().ok()?;
         let (examples, outputs) = targets.size2().ok()?;
         let gradient = Tensor::f_zeros([models, parameters], (Kind::Float, theta.device())).ok()?;
-        let (x, targets) = (Columns::of(x), Columns::of(targets));
+        let (x, targets) = (Columns::of(x).ok()?, Columns::of(targets).ok()?);
         let mut rooms = Rooms::new(layers);
         let mut losses = Vec::with_capacity(models as usize);
         let parameters = parameters as usize;

@@ -17,9 +17,10 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug)]
 pub struct StackedLinearised {
     models: i64,
-    batch: i64,
     /// P.
     count: i64,
+    /// θ's.
+    options: (Kind, Device),
     way: Way,
 }
 
@@ -73,7 +74,8 @@ struct Direction {
 
 impl StackedLinearised {
     /// Around the θ of M models `[M, P]`, for B examples: inputs x that all share, `[B, input…]`, or of their own, `[M, B, input…]`, and so
-    /// the targets, `[B]` or `[B, D]`, or `[M, B]` or `[M, B, D]`. `L = share Σ ℓ` over the B of each model.
+    /// the targets, `[B]` or `[B, D]`, or `[M, B]` or `[M, B, D]`. `L = share Σ ℓ` over the B of each model. Inputs, and targets that are
+    /// values, are cast to θ's kind.
     ///
     /// # Errors
     /// [`NetworkError::Setting`] for a network with convolutions; [`NetworkError::Shape`] when θ, x or the targets do not fit, there is no
@@ -105,31 +107,25 @@ impl StackedLinearised {
         }
         let _no_grad = tch::no_grad_guard();
         let theta = theta.f_detach()?.f_contiguous()?;
-        let x = x.f_to_kind(theta.kind())?;
-        let way = match dense::Stack::of(network, &theta, &x, targets, loss, share)? {
+        let options = (theta.kind(), theta.device());
+        let x = x.f_to_kind(options.0)?;
+        let targets =
+            if targets.is_floating_point() { targets.f_to_kind(options.0)? } else { targets.shallow_clone() };
+        let way = match dense::Stack::of(network, &theta, &x, &targets, loss, share)? {
             Some(stack) => Way::Kernels(stack),
-            None => Way::Operators(Operators::of(network, &theta, (&x, own), targets, loss, share)?),
+            None => Way::Operators(Operators::of(network, &theta, (&x, own), &targets, loss, share)?),
         };
-        Ok(Self { models, batch, count: network.count(), way })
+        Ok(Self { models, count: network.count(), options, way })
     }
 
     /// Whether kernels of our own multiply, model by model, for θ of these options: f32 on a CPU with AVX-512, mean squared error, a
-    /// narrow network of dense layers with ReLU or LeakyReLU.
+    /// network of dense layers of at most 256 inputs and outputs with ReLU or LeakyReLU.
     pub fn by_kernels(network: &Network, loss: Loss, options: (Kind, Device)) -> bool {
-        dense::fits(network, loss, options)
+        dense::fitting(network, loss, options).is_some()
     }
 
-    /// M.
-    pub fn models(&self) -> i64 {
-        self.models
-    }
-
-    /// B.
-    pub fn batch(&self) -> i64 {
-        self.batch
-    }
-
-    /// `H v` or `G v` for K directions of each model, `[M, K, P]`, as `[M, K, P]`.
+    /// `H v` or `G v` for K directions of each model, `[M, K, P]`, as `[M, K, P]`. Directions of another kind, or elsewhere, are brought to
+    /// θ's kind and device; the products are of these.
     ///
     /// # Errors
     /// [`NetworkError::Shape`] when they are not the stack's.
@@ -140,9 +136,10 @@ impl StackedLinearised {
             return Err(NetworkError::Shape { what: "directions", found: size, expected });
         }
         let _no_grad = tch::no_grad_guard();
+        let directions = directions.f_to_device(self.options.1)?.f_to_kind(self.options.0)?;
         match &self.way {
-            Way::Kernels(stack) => stack.products(curvature == Curvature::Hessian, directions),
-            Way::Operators(operators) => operators.products(curvature, directions),
+            Way::Kernels(stack) => stack.products(curvature, &directions),
+            Way::Operators(operators) => operators.products(curvature, &directions),
         }
     }
 }
@@ -167,7 +164,8 @@ impl Operators {
         for &step in before {
             y = apply(step, &y, &parameters, false)?;
         }
-        y = y.f_view([if own { models } else { 1 }, batch, -1])?.f_transpose(1, 2)?.f_contiguous()?;
+        // Images need not lie in their order.
+        y = y.f_reshape([if own { models } else { 1 }, batch, -1])?.f_transpose(1, 2)?.f_contiguous()?;
         y = y.f_expand([models, -1, -1], false)?;
 
         let mut stages = Vec::new();
@@ -443,7 +441,6 @@ mod tests {
                     let of = |t: &Tensor, model| if own { t.get(model) } else { t.shallow_clone() };
                     let share = 1. / batch as f64;
                     let at = StackedLinearised::of(&network, &theta, &x, &targets, loss, share).unwrap();
-                    assert_eq!((at.models(), at.batch()), (models, batch));
                     for count in [1, 4] {
                         let v = waves(&[models, count, network.count()], 0.23, kind);
                         let [h, g] = [Curvature::Hessian, Curvature::GaussNewton]
@@ -466,6 +463,50 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Of images that lie channels last, shared and own; of values and directions of another kind.
+    #[test]
+    fn the_form_of_what_comes_in_does_not_matter() {
+        tch::set_num_threads(1);
+        let layers = [Layer::Dense { width: 5 }, Layer::Relu, Layer::Dense { width: 3 }];
+        let loss = Loss::MeanSquaredError;
+        let images = [Network::new("images", &[2, 4, 5], &layers).unwrap(), networks().swap_remove(4)];
+        for network in images {
+            let theta = initialise_stacked(&network, &[(0, 0), (1, 0)], Kind::Double, Device::Cpu).unwrap();
+            let v = waves(&[2, 3, network.count()], 0.23, Kind::Double);
+            for stack in [&[7][..], &[2, 7]] {
+                let x = waves(&[stack, network.input()].concat(), 0.37, Kind::Double);
+                let targets = waves(&[7, 3], 0.11, Kind::Double);
+                let lying = x.movedim_int(-3, -1).contiguous().movedim_int(-1, -3);
+                assert!(lying.equal(&x) && !lying.is_contiguous());
+                let [h, other] = [&x, &lying].map(|x| {
+                    let at = StackedLinearised::of(&network, &theta, x, &targets, loss, 1.).unwrap();
+                    at.products(Curvature::Hessian, &v).unwrap()
+                });
+                assert_eq!(h, other, "{} {stack:?}", network.name());
+            }
+        }
+        // By the kernels, where they are, and by operators.
+        for (network, kind) in [Layer::Relu, Layer::Tanh]
+            .into_iter()
+            .flat_map(|layer| [Kind::Float, Kind::Double].map(|kind| (layer.clone(), kind)))
+            .map(|(layer, kind)| (Network::dense(&[5, 6, 3], &layer).unwrap(), kind))
+        {
+            let other = if kind == Kind::Float { Kind::Double } else { Kind::Float };
+            let theta = initialise_stacked(&network, &[(0, 0), (1, 0)], kind, Device::Cpu).unwrap();
+            // Numbers of f32, so that nothing is lost either way.
+            let x = waves(&[7, 5], 0.37, Kind::Float);
+            let targets = waves(&[7, 3], 0.11, Kind::Float);
+            let v = waves(&[2, 3, network.count()], 0.23, Kind::Float);
+            let products = |of: Kind| {
+                let [x, targets, v] = [&x, &targets, &v].map(|t| t.to_kind(of));
+                let at = StackedLinearised::of(&network, &theta, &x, &targets, loss, 1.).unwrap();
+                at.products(Curvature::Hessian, &v).unwrap()
+            };
+            let [same, cast] = [kind, other].map(products);
+            assert_eq!((cast.kind(), &cast), (kind, &same), "{} {kind:?}", network.name());
         }
     }
 
