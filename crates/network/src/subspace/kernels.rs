@@ -529,8 +529,8 @@ unsafe fn transform(halves: &[f32], points: &mut [f32], shape: Shape) {
                 _mm512_fmadd_ps(_mm512_set1_ps(-2.), odd2, even2),
                 _mm512_fmadd_ps(four, d1, _mm512_fmadd_ps(minus_five, d3, d5)),
             ];
-            for (point, found) in found.into_iter().enumerate() {
-                _mm512_storeu_ps(points.as_mut_ptr().add(point * stride + at), found);
+            for (point, found) in found.iter().enumerate() {
+                _mm512_storeu_ps(points.as_mut_ptr().add(point * stride + at), *found);
             }
         }
     }
@@ -596,7 +596,12 @@ unsafe fn windows<const N: usize>(
                     }
                 }
             }
-            *products = sums.map(|sums| sums.map(MaybeUninit::new));
+            // By loops: closures of `map` may not be inlined into a function with more of the processor's features.
+            for (products, sums) in products.iter_mut().zip(&sums) {
+                for (product, sum) in products.iter_mut().zip(sums) {
+                    product.write(*sum);
+                }
+            }
         }
         let two = _mm512_set1_ps(2.);
         let bias = _mm512_loadu_ps(second.bias.as_ptr().add(group * LANES));
