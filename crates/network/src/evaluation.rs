@@ -52,18 +52,18 @@ pub fn evaluate_many(
         let expected = format!("[M, {}], M at least 1", network.count());
         return Err(NetworkError::Shape { what: "θ", found: theta.size(), expected });
     }
-    let chunk = chunk_of(network, theta, examples);
+    let chunk = chunk_of(network, theta, examples, 1);
     let thetas = |tensors: &[Tensor]| Ok(tensors[0].f_unbind(0)?);
     over_chunks(examples, (theta.device(), chunk), &[theta], thetas, |thetas, examples, start, length| {
         chunk_sums(network, thetas, examples, loss, start, length)
     })
 }
 
-/// How many examples meet the models at once.
-pub(crate) fn chunk_of(network: &Network, theta: &Tensor, examples: &Examples) -> i64 {
+/// How many examples meet the models at once, where `held` such activations are there together.
+pub(crate) fn chunk_of(network: &Network, theta: &Tensor, examples: &Examples, held: i64) -> i64 {
     let budget = if theta.device() == Device::Cpu { CPU_CHUNK_BYTES } else { DEVICE_CHUNK_BYTES };
     let bytes = network.widest() * theta.kind().elt_size_in_bytes() as i64;
-    (budget / bytes).clamp(1, examples.count())
+    (budget / (bytes * held)).clamp(1, examples.count())
 }
 
 /// The sums of all models over all chunks: `of` gives a chunk's, from where it starts and how long it is, with what `own` made for the

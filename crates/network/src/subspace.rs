@@ -95,14 +95,14 @@ fn by_operators(
     let Points { frame, coordinates, thetas } = points;
     // Beside a model's activations there are the maps and their partial sums.
     let held = 2 * coordinates[0].len() as i64 + 1;
-    let chunk = (chunk_of(network, thetas, examples) / held).max(1);
-    let rows = |tensors: &[Tensor]| Ok([tensors[0].f_unbind(0)?, tensors[1].f_unbind(0)?]);
+    let chunk = chunk_of(network, thetas, examples, held);
+    let own = |tensors: &[Tensor]| Ok([tensors[0].f_unbind(0)?, tensors[1].f_unbind(0)?]);
     let tensors = [frame, thetas];
     over_chunks(
         examples,
         (thetas.device(), chunk),
         &tensors,
-        rows,
+        own,
         |[frame, thetas], examples, start, length| {
             let (x, targets) = examples.part(start, length)?;
             let maps = frame.iter().map(|f| network.first_linear(f, &x)).collect::<Result<Vec<_>>>()?;
