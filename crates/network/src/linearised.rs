@@ -645,8 +645,8 @@ impl Linearised {
         i64::from(kernels) * size * input + layers.sum::<i64>()
     }
 
-    /// About how many bytes the largest intermediate result takes of each example and direction, where libtorch's operators convolve, for θ
-    /// of these options.
+    /// About how many bytes the largest intermediate result of libtorch's operators takes of each example and direction, for θ of these
+    /// options.
     pub fn working_bytes(network: &Network, options: (Kind, Device)) -> i64 {
         let mut by_rows = Rows::chosen(network, options).into_iter().step_by(2);
         let unfolded = network.layers().into_iter().map(|layer| {
