@@ -1,6 +1,8 @@
 //! Loss and accuracy over all examples.
 
 use crate::{Examples, Loss, Network, NetworkError, Result};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{Builder, ScopedJoinHandle};
 use tch::{Device, Tensor};
 
 /// Loss and accuracy over a whole split.
@@ -76,48 +78,54 @@ pub(crate) fn over_chunks<S>(
     of: impl Fn(&mut S, &Examples, i64, i64) -> Result<Vec<Sums>> + Sync,
 ) -> Result<Vec<Evaluation>> {
     let on_cpu = device == Device::Cpu;
-    let starts: Vec<i64> = (0..examples.count()).step_by(chunk as usize).collect();
-    let sums_of = |tensors: &[Tensor], examples: &Examples, starts: &[i64]| -> Result<Vec<Vec<Sums>>> {
+    let count = examples.count();
+    let starts: Vec<i64> = (0..count).step_by(chunk as usize).collect();
+    // A thread takes the next chunk when it is done with one: none waits for another that its core lets down.
+    let next = AtomicUsize::new(0);
+    let sums_of = |tensors: &[Tensor], examples: &Examples| -> Result<Vec<(usize, Vec<Sums>)>> {
         let _no_grad = tch::no_grad_guard();
         let mut own = own(tensors)?;
-        let chunk_sums = |&start| of(&mut own, examples, start, chunk.min(examples.count() - start));
-        starts.iter().map(chunk_sums).collect()
+        let mut found = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&start) = starts.get(index) else { return Ok(found) };
+            found.push((index, of(&mut own, examples, start, chunk.min(count - start))?));
+        }
     };
     let handles = || tensors.iter().map(|tensor| tensor.shallow_clone()).collect::<Vec<Tensor>>();
     let threads = if on_cpu { tch::get_num_threads() } else { 1 };
     let threads = threads.clamp(1, i32::try_from(starts.len()).unwrap_or(i32::MAX)) as usize;
-    let chunks: Vec<Vec<Sums>> = if threads > 1 {
+    let mut chunks = if threads > 1 {
         // Tensors are handles that threads cannot share, so each gets its own.
-        let handles: Vec<(Vec<Tensor>, Examples)> =
-            (0..threads).map(|_| (handles(), examples.share())).collect();
-        let share = starts.len().div_ceil(threads);
+        let all: Vec<(Vec<Tensor>, Examples)> = (0..threads).map(|_| (handles(), examples.share())).collect();
         let parts = std::thread::scope(|scope| {
-            let workers: Vec<_> = handles
-                .into_iter()
-                .zip(starts.chunks(share))
-                .map(|((tensors, examples), starts)| {
-                    let sums_of = &sums_of;
-                    scope.spawn(move || {
-                        tch::set_num_threads(1);
-                        sums_of(&tensors, &examples, starts)
-                    })
+            let start = |(tensors, examples): (Vec<Tensor>, Examples)| {
+                let sums_of = &sums_of;
+                Builder::new().spawn_scoped(scope, move || {
+                    tch::set_num_threads(1);
+                    sums_of(&tensors, &examples)
                 })
-                .collect();
-            workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+            };
+            // The others take the chunks of one that the system refuses.
+            let workers: Vec<_> = all.into_iter().filter_map(|handles| start(handles).ok()).collect();
+            workers.into_iter().map(ScopedJoinHandle::join).collect::<Vec<_>>()
         });
+        if parts.is_empty() {
+            return Err(NetworkError::Setting("no thread can be started to evaluate".into()));
+        }
         let mut chunks = Vec::with_capacity(starts.len());
         for part in parts {
-            chunks.extend(
-                part.map_err(|_| NetworkError::Setting("a thread stopped during evaluation".into()))??,
-            );
+            let stopped = |_| NetworkError::Setting("a thread stopped during evaluation".into());
+            chunks.extend(part.map_err(stopped)??);
         }
         chunks
     } else {
-        sums_of(&handles(), examples, &starts)?
+        sums_of(&handles(), examples)?
     };
-    let models = chunks.first().map_or(0, Vec::len);
+    chunks.sort_by_key(|(index, _)| *index);
+    let models = chunks.first().map_or(0, |(_, sums)| sums.len());
     let of_model = |model: usize| {
-        let all = chunks.iter().map(|chunk| chunk[model]);
+        let all = chunks.iter().map(|(_, sums)| sums[model]);
         all.reduce(Sums::plus).map(|sums| sums.mean(examples))
     };
     Ok((0..models).filter_map(of_model).collect())

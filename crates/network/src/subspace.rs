@@ -11,6 +11,8 @@ use crate::network::Step;
 #[cfg(target_arch = "x86_64")]
 use crate::slices::slice;
 use crate::{Evaluation, Examples, Loss, Network, NetworkError, Result, block, evaluate_many};
+#[cfg(target_arch = "x86_64")]
+use std::thread::Builder;
 use tch::{Device, Kind, Tensor};
 
 #[cfg(target_arch = "x86_64")]
@@ -223,18 +225,17 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
     let views: Vec<_> = of_frame.iter().map(|(w, b)| (w.as_slice(), b.as_slice())).collect();
     let of_first: Vec<f64> = of_frame.iter().map(|(w, b)| largest_sum(w, b)).collect();
     let windows: usize = shape.windows().iter().product();
-    let (mut models, mut sums) = (Vec::new(), Vec::new());
-    for (theta, at) in slice::<f32>(&thetas).chunks_exact(count).zip(coordinates) {
+    let model = |(theta, at): (&[f32], &Vec<f64>)| {
         let (w, b) = layer(theta, *second);
-        let mut of_model =
+        let mut sums =
             vec![of_first[0] + at.iter().zip(&of_first[1..]).map(|(c, sum)| c.abs() * sum).sum::<f64>()];
-        of_model.push(largest_sum(&w, &b));
+        sums.push(largest_sum(&w, &b));
         let second = kernels::Second::of(&w, &b, shape);
         let mut inputs = shape.features();
         let mut layers: Vec<kernels::Dense> = Vec::new();
         for &weight in &dense {
             let (w, b) = layer(theta, weight);
-            of_model.push(largest_sum(&w, &b));
+            sums.push(largest_sum(&w, &b));
             let place =
                 |f: usize| if layers.is_empty() { shape.feature(f / windows, f % windows) } else { f };
             let one = kernels::Dense::of(&w, &b, inputs, place);
@@ -242,12 +243,27 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
             layers.push(one);
         }
         let coordinates = at.iter().map(|&c| c as f32).collect();
-        models.push(kernels::Model { coordinates, second, dense: layers });
-        sums.push(of_model);
-    }
+        (kernels::Model { coordinates, second, dense: layers }, sums)
+    };
+    let all: Vec<_> = slice::<f32>(&thetas).chunks_exact(count).zip(coordinates).collect();
+    let (models, sums) = in_threads(&all, model)?.into_iter().unzip();
     let outputs = network.outputs() as usize;
     let first = kernels::First::of(&views, shape);
     Some(Plan { shape, first, models, of_first, sums, outputs })
+}
+
+/// What `of` gives for each, by as many threads as libtorch is set to. `None` when one cannot be started, or stopped.
+#[cfg(target_arch = "x86_64")]
+fn in_threads<T: Sync + Copy, R: Send>(all: &[T], of: impl Fn(T) -> R + Sync) -> Option<Vec<R>> {
+    let share = all.len().div_ceil(tch::get_num_threads().max(1) as usize);
+    let of = &of;
+    let run = |some: &[T]| some.iter().map(|&one| of(one)).collect::<Vec<R>>();
+    std::thread::scope(|scope| {
+        let start = |some| Builder::new().spawn_scoped(scope, move || run(some)).ok();
+        let workers: Vec<_> = all.chunks(share).map(start).collect::<Option<_>>()?;
+        let parts = workers.into_iter().map(|worker| worker.join().ok());
+        Some(parts.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+    })
 }
 
 /// The largest of numbers that are not below 0; NaN if one is NaN, over which `f64::max` passes.

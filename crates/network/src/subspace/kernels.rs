@@ -1,18 +1,20 @@
 //! Two blocks of convolution and pooling and a tail of dense layers, image by image and model by model, on a CPU with AVX-512.
 //!
 //! The first block's convolution is a combination of those of the frame ([`super`]), pooled in registers. The second, of 5x5, is Winograd's
-//! F(2, 5) along the rows: two outputs by six products instead of ten (Winograd 1980, "Arithmetic complexity of computations"; Lavin and
-//! Gray 2016, "Fast algorithms for convolutional neural networks"), at the points 0, ±1, ±2 and ∞. On random numbers in f32 its error is
-//! twice that of the plain sum (3e-7). A pair of outputs in two rows is a window of the pooling.
+//! F(2x2, 5x5): four outputs, a window of the pooling, by 36 products instead of 100 (Winograd 1980, "Arithmetic complexity of
+//! computations"; Lavin and Gray 2016, "Fast algorithms for convolutional neural networks"), at the points 0, ±1, ±2 and ∞ along rows and
+//! columns. On random numbers in f32 its error is 8e-7 of the outputs' deviation, that of the plain sum 2e-7.
 
 use crate::block;
 use std::arch::x86_64::{
     __m256, __m512, _mm256_castpd_ps, _mm256_mask_storeu_ps, _mm512_add_ps, _mm512_castps_pd,
-    _mm512_castps512_ps256, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_permutex2var_ps, _mm512_set_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    _mm512_castps512_ps256, _mm512_extractf64x4_pd, _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_compress_ps, _mm512_maskz_loadu_ps, _mm512_max_ps,
+    _mm512_permutex2var_ps, _mm512_set_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_store_ps,
+    _mm512_storeu_ps, _mm512_sub_ps,
 };
 use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut, Range};
 
 /// Numbers of a vector.
 pub const LANES: usize = 16;
@@ -22,6 +24,37 @@ pub const KERNEL: usize = 5;
 const POINTS: usize = KERNEL + 1;
 /// What may be read behind the last row.
 const ROOM: usize = 2 * LANES;
+
+/// Numbers in whole vectors that begin where a line of the cache does, so that none is loaded or stored in two parts.
+#[derive(Debug)]
+struct Aligned(Vec<Vector>);
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Vector([f32; LANES]);
+
+impl Aligned {
+    /// So many zeros, up to whole vectors.
+    fn zeros(count: usize) -> Self {
+        Self(vec![Vector([0.; LANES]); count.div_ceil(LANES)])
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: a vector is 16 numbers and nothing else.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LANES) }
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LANES) }
+    }
+}
 
 /// The sizes of the two blocks.
 #[derive(Debug, Clone, Copy)]
@@ -63,9 +96,35 @@ impl Shape {
         self.windows()[1] + KERNEL / 2
     }
 
-    /// Numbers of all even (or odd) columns of an image.
+    /// Room for the even (or odd) columns of a row of all channels, in whole vectors.
+    fn wide(self) -> usize {
+        (self.first[0] * self.half()).next_multiple_of(LANES)
+    }
+
+    /// Room for the windows of a row of all channels, in whole vectors.
+    fn narrow(self) -> usize {
+        (self.first[0] * self.windows()[1]).next_multiple_of(LANES)
+    }
+
+    /// The numbers of a row that a window begins with, in each vector of `wide`, and how many come before that vector.
+    fn kept(self) -> Vec<(u16, usize)> {
+        let (half, columns) = (self.half(), self.windows()[1]);
+        let begins = |at: &usize| *at < self.first[0] * half && at % half < columns;
+        let of_vector = |start: usize| {
+            let lanes = (0..LANES).filter(|lane| begins(&(start + lane)));
+            (lanes.fold(0, |mask, lane| mask | 1 << lane), (0..start).filter(begins).count())
+        };
+        (0..self.wide()).step_by(LANES).map(of_vector).collect()
+    }
+
+    /// Pooled rows that the second convolution reads.
+    fn rows(self) -> usize {
+        2 * self.windows()[0] + KERNEL - 1
+    }
+
+    /// Numbers of an image between the blocks: `[rows, 2, wide]`, and what may be read behind them.
     fn halves(self) -> usize {
-        self.first[0] * self.pooled()[0] * self.half()
+        self.rows() * 2 * self.wide() + ROOM
     }
 
     /// Vectors of the second block's outputs.
@@ -86,11 +145,11 @@ impl Shape {
     }
 }
 
-/// A model's second convolution: `[groups, POINTS, C, KERNEL, 16]`, and its bias `[groups, 16]`.
+/// A model's second convolution at the points: `[groups, POINTS, C, POINTS, 16]`, those along a row first; and its bias `[groups, 16]`.
 #[derive(Debug)]
 pub struct Second {
-    taps: Vec<f32>,
-    bias: Vec<f32>,
+    taps: Aligned,
+    bias: Aligned,
 }
 
 impl Second {
@@ -98,26 +157,32 @@ impl Second {
     pub fn of(weight: &[f32], bias: &[f32], shape: Shape) -> Self {
         let (inputs, groups) = (shape.first[0], shape.groups());
         assert!(weight.len() == shape.second * inputs * KERNEL * KERNEL && bias.len() == shape.second);
-        let mut taps = vec![0.; groups * POINTS * inputs * KERNEL * LANES];
-        for (output, weight) in weight.chunks_exact(inputs * KERNEL * KERNEL).enumerate() {
-            for (row, g) in weight.chunks_exact(KERNEL).enumerate() {
-                for (point, value) in at_points(g).into_iter().enumerate() {
-                    let place = (output / LANES * POINTS + point) * inputs * KERNEL + row;
-                    taps[place * LANES + output % LANES] = value;
+        let mut taps = Aligned::zeros(groups * POINTS * inputs * POINTS * LANES);
+        for (channel, weight) in weight.chunks_exact(KERNEL * KERNEL).enumerate() {
+            let (output, input) = (channel / inputs, channel % inputs);
+            let mut columns = [[0.; KERNEL]; POINTS];
+            for (row, weight) in weight.chunks_exact(KERNEL).enumerate() {
+                let values = at_points(std::array::from_fn(|column| f64::from(weight[column])));
+                for (column, value) in columns.iter_mut().zip(values) {
+                    column[row] = value;
+                }
+            }
+            for (point, column) in columns.into_iter().enumerate() {
+                for (row, value) in at_points(column).into_iter().enumerate() {
+                    let place = ((output / LANES * POINTS + point) * inputs + input) * POINTS + row;
+                    taps[place * LANES + output % LANES] = value as f32;
                 }
             }
         }
-        let mut wide = vec![0.; groups * LANES];
+        let mut wide = Aligned::zeros(groups * LANES);
         wide[..bias.len()].copy_from_slice(bias);
         Self { taps, bias: wide }
     }
 }
 
-/// A row of the kernel as a polynomial, at 0, ±1, ±2 and ∞, with the denominators of the interpolation.
-fn at_points(g: &[f32]) -> [f32; POINTS] {
-    let at = |x: f64, denominator: f64| {
-        (g.iter().rev().fold(0., |sum, &g| sum * x + f64::from(g)) / denominator) as f32
-    };
+/// A row or column of the kernel as a polynomial, at 0, ±1, ±2 and ∞, with the denominators of the interpolation.
+fn at_points(g: [f64; KERNEL]) -> [f64; POINTS] {
+    let at = |x: f64, denominator: f64| g.iter().rev().fold(0., |sum, g| sum * x + g) / denominator;
     [at(0., 4.), at(1., -6.), at(-1., -6.), at(2., 24.), at(-2., 24.), g[KERNEL - 1]]
 }
 
@@ -134,8 +199,8 @@ fn panel(left: usize) -> usize {
 /// outputs' number up to whole vectors.
 #[derive(Debug)]
 pub struct Dense {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    weight: Aligned,
+    bias: Aligned,
     inputs: usize,
 }
 
@@ -144,7 +209,7 @@ impl Dense {
     pub fn of(weight: &[f32], bias: &[f32], inputs: usize, place: impl Fn(usize) -> usize) -> Self {
         let (outputs, wide) = (bias.len(), bias.len().next_multiple_of(LANES));
         let each = weight.len() / outputs;
-        let mut packed = vec![0.; inputs * wide];
+        let mut packed = Aligned::zeros(inputs * wide);
         let mut start = 0;
         while start < outputs {
             let panel = panel(wide - start) * LANES;
@@ -157,7 +222,7 @@ impl Dense {
             }
             start += panel;
         }
-        let mut padded = vec![0.; wide];
+        let mut padded = Aligned::zeros(wide);
         padded[..outputs].copy_from_slice(bias);
         Self { weight: packed, bias: padded, inputs }
     }
@@ -274,10 +339,14 @@ pub struct Model {
 pub struct Scratch {
     /// `[images, D + 1, map]`.
     maps: Vec<f32>,
-    /// `[models, images, 2, halves]`, even columns and odd ones.
-    halves: Vec<f32>,
-    /// `[POINTS, halves]`.
-    points: Vec<f32>,
+    /// `[models, images, rows, 2, wide]`, even columns and odd ones.
+    halves: Aligned,
+    /// At the points along the rows, of as many rows as a window needs: `[POINTS, POINTS, narrow + 16]`.
+    along: Aligned,
+    /// Of a row of windows at those along the columns, too: `[POINTS, POINTS, narrow]`.
+    points: Aligned,
+    /// Of each vector of `wide`, what belongs to a window, and its place in `narrow`.
+    kept: Vec<(u16, usize)>,
 }
 
 /// Images that go through the first two blocks together, and models: what lies between them stays in the second-level cache.
@@ -286,11 +355,12 @@ const MODELS: usize = 16;
 
 impl Scratch {
     pub fn new(shape: Shape, dimensions: usize) -> Self {
-        let halves = 2 * shape.halves() + ROOM;
         Self {
             maps: vec![0.; IMAGES * (dimensions + 1) * shape.map()],
-            halves: vec![0.; MODELS * IMAGES * halves],
-            points: vec![0.; POINTS * (shape.halves() + ROOM)],
+            halves: Aligned::zeros(MODELS * IMAGES * shape.halves()),
+            along: Aligned::zeros(POINTS * POINTS * (shape.narrow() + LANES)),
+            points: Aligned::zeros(POINTS * POINTS * shape.narrow()),
+            kept: shape.kept(),
         }
     }
 }
@@ -387,7 +457,7 @@ pub fn features(
     let (image, map) = (shape.image.iter().product::<usize>(), shape.map());
     let (batch, each) = (x.len() / image, shape.features());
     let frame = first.bias.len() / shape.first[0];
-    let halves = 2 * shape.halves() + ROOM;
+    let halves = shape.halves();
     assert!(block::available() && x.len() == batch * image && found.len() == models.len() * batch * each);
     assert!(scratch.maps.len() == IMAGES * frame * map && scratch.halves.len() == MODELS * IMAGES * halves);
     assert!(models.iter().all(|model| model.coordinates.len() + 1 == frame));
@@ -416,8 +486,8 @@ pub fn features(
                     let to = ((group * MODELS + number) * batch + start + index) * each;
                     // SAFETY: as above.
                     unsafe {
-                        transform(from, &mut scratch.points, shape);
-                        convolve(&model.second, &scratch.points, &mut found[to..to + each], shape);
+                        let room = (&scratch.kept[..], &mut scratch.along[..], &mut scratch.points[..]);
+                        convolve(&model.second, from, room, &mut found[to..to + each], shape);
                     }
                 }
             }
@@ -435,15 +505,16 @@ unsafe fn combine<const D: usize>(
     shape: Shape,
 ) {
     let [height, width] = shape.convolved();
-    let (pooled, half) = (shape.pooled(), shape.half());
-    let (map, odd) = (shape.map(), shape.halves());
-    assert!(maps.len() == (D + 1) * map && halves.len() >= (models.len() - 1) * stride + 2 * odd);
+    let (rows, half, wide) = (shape.rows(), shape.half(), shape.wide());
+    let map = shape.map();
+    assert!(maps.len() == (D + 1) * map && halves.len() >= (models.len() - 1) * stride + shape.halves());
     // Windows 0, 2, … 14, then 1, 3, … 15: the left columns of each, and the right ones.
     let left = _mm512_set_epi32(30, 26, 22, 18, 14, 10, 6, 2, 28, 24, 20, 16, 12, 8, 4, 0);
     let right = _mm512_set_epi32(31, 27, 23, 19, 15, 11, 7, 3, 29, 25, 21, 17, 13, 9, 5, 1);
     let zero = _mm512_setzero_ps();
-    for row in 0..shape.first[0] * pooled[0] {
-        let from = (row / pooled[0] * height + row % pooled[0] * 2) * width;
+    for line in 0..shape.first[0] * rows {
+        let (channel, row) = (line / rows, line % rows);
+        let from = (channel * height + row * 2) * width;
         for window in (0..2 * half).step_by(LANES) {
             let column = 2 * window;
             let masks = [first_lanes(width - column), first_lanes((width - column).saturating_sub(LANES))];
@@ -462,21 +533,25 @@ unsafe fn combine<const D: usize>(
             }
             let count = (half - window / 2).min(8);
             let mask = ((1u16 << count) - 1) as u8;
-            let to = row * half + window / 2;
+            let to = row * 2 * wide + channel * half + window / 2;
+            // Along a row of a grid only the first coordinate changes: the sum of the others' part stays.
+            let (mut sums, mut known) = (seen[0], None);
             for (number, model) in models.iter().enumerate() {
-                let mut at = [zero; D];
-                for (d, at) in at.iter_mut().enumerate() {
-                    *at = _mm512_set1_ps(model.coordinates[d]);
-                }
-                let mut largest = [zero; 2];
-                for (far, largest) in largest.iter_mut().enumerate() {
-                    let mut sums = [seen[0][0][far], seen[0][1][far]];
-                    for (lower, sum) in sums.iter_mut().enumerate() {
-                        for d in 0..D {
-                            *sum = _mm512_fmadd_ps(at[d], seen[d + 1][lower][far], *sum);
+                if D == 2 && known != Some(model.coordinates[1].to_bits()) {
+                    known = Some(model.coordinates[1].to_bits());
+                    let at = _mm512_set1_ps(model.coordinates[1]);
+                    for lower in 0..2 {
+                        for far in 0..2 {
+                            sums[lower][far] = _mm512_fmadd_ps(at, seen[2][lower][far], seen[0][lower][far]);
                         }
                     }
-                    *largest = _mm512_max_ps(sums[0], sums[1]);
+                }
+                let at = _mm512_set1_ps(model.coordinates[0]);
+                let mut largest = [zero; 2];
+                for (far, largest) in largest.iter_mut().enumerate() {
+                    let upper = _mm512_fmadd_ps(at, seen[1][0][far], sums[0][far]);
+                    let lower = _mm512_fmadd_ps(at, seen[1][1][far], sums[1][far]);
+                    *largest = _mm512_max_ps(upper, lower);
                 }
                 let mut found = _mm512_max_ps(
                     _mm512_permutex2var_ps(largest[0], left, largest[1]),
@@ -489,7 +564,7 @@ unsafe fn combine<const D: usize>(
                 unsafe {
                     let even = halves.as_mut_ptr().add(number * stride + to);
                     _mm256_mask_storeu_ps(even, mask, _mm512_castps512_ps256(found));
-                    _mm256_mask_storeu_ps(even.add(odd), mask, upper_half(found));
+                    _mm256_mask_storeu_ps(even.add(wide), mask, upper_half(found));
                 }
             }
         }
@@ -501,56 +576,92 @@ fn upper_half(v: __m512) -> __m256 {
     _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)))
 }
 
-/// What Winograd's products take of the pooled rows: for each pair of columns six numbers, from it and the two pairs behind it. Along the
-/// rows' ends it mixes them; nobody reads that.
+/// What Winograd's products take of six numbers, of vectors of them.
 #[target_feature(enable = "avx512f")]
-unsafe fn transform(halves: &[f32], points: &mut [f32], shape: Shape) {
-    let count = shape.halves();
-    let stride = count + ROOM;
-    assert!(halves.len() >= 2 * count + ROOM && points.len() == POINTS * stride);
-    let [two, four, minus_four, minus_five] = [2., 4., -4., -5.].map(|x| _mm512_set1_ps(x));
-    for at in (0..count).step_by(LANES) {
-        // SAFETY: behind `count` there is room for more than a vector and two numbers, on both sides.
-        unsafe {
-            let load =
-                |odd: usize, behind: usize| _mm512_loadu_ps(halves.as_ptr().add(odd * count + at + behind));
-            let (d0, d2, d4) = (load(0, 0), load(0, 1), load(0, 2));
-            let (d1, d3, d5) = (load(1, 0), load(1, 1), load(1, 2));
-            // Even and odd parts at ±1, and at ±2.
-            let even1 = _mm512_fmadd_ps(minus_four, d2, d4);
-            let odd1 = _mm512_fmadd_ps(minus_four, d1, d3);
-            let even2 = _mm512_sub_ps(d4, d2);
-            let odd2 = _mm512_sub_ps(d3, d1);
-            let found = [
-                _mm512_fmadd_ps(four, d0, _mm512_fmadd_ps(minus_five, d2, d4)),
-                _mm512_add_ps(even1, odd1),
-                _mm512_sub_ps(even1, odd1),
-                _mm512_fmadd_ps(two, odd2, even2),
-                _mm512_fmadd_ps(_mm512_set1_ps(-2.), odd2, even2),
-                _mm512_fmadd_ps(four, d1, _mm512_fmadd_ps(minus_five, d3, d5)),
-            ];
-            for (point, found) in found.iter().enumerate() {
-                _mm512_storeu_ps(points.as_mut_ptr().add(point * stride + at), *found);
-            }
-        }
-    }
+fn transform(d: &[__m512; POINTS]) -> [__m512; POINTS] {
+    let [two, minus_two, four, minus_four, minus_five] = [
+        _mm512_set1_ps(2.),
+        _mm512_set1_ps(-2.),
+        _mm512_set1_ps(4.),
+        _mm512_set1_ps(-4.),
+        _mm512_set1_ps(-5.),
+    ];
+    // Even and odd parts at ±1, and at ±2.
+    let even1 = _mm512_fmadd_ps(minus_four, d[2], d[4]);
+    let odd1 = _mm512_fmadd_ps(minus_four, d[1], d[3]);
+    let even2 = _mm512_sub_ps(d[4], d[2]);
+    let odd2 = _mm512_sub_ps(d[3], d[1]);
+    [
+        _mm512_fmadd_ps(four, d[0], _mm512_fmadd_ps(minus_five, d[2], d[4])),
+        _mm512_add_ps(even1, odd1),
+        _mm512_sub_ps(even1, odd1),
+        _mm512_fmadd_ps(two, odd2, even2),
+        _mm512_fmadd_ps(minus_two, odd2, even2),
+        _mm512_fmadd_ps(four, d[1], _mm512_fmadd_ps(minus_five, d[3], d[5])),
+    ]
 }
 
-/// Windows of a row whose sums are kept in registers together, two vectors each.
+/// Two outputs from the products at the points.
+#[target_feature(enable = "avx512f")]
+fn outputs(p: &[__m512; POINTS]) -> [__m512; 2] {
+    let (sum1, difference1) = (_mm512_add_ps(p[1], p[2]), _mm512_sub_ps(p[1], p[2]));
+    let (sum2, difference2) = (_mm512_add_ps(p[3], p[4]), _mm512_sub_ps(p[3], p[4]));
+    let first = _mm512_add_ps(p[0], _mm512_add_ps(sum1, sum2));
+    [first, _mm512_fmadd_ps(_mm512_set1_ps(2.), difference2, _mm512_add_ps(difference1, p[5]))]
+}
+
+/// Windows of a row whose products along a column are kept in registers together.
 const WINDOWS: usize = 5;
 
 /// The second block of an image.
 #[target_feature(enable = "avx512f")]
-unsafe fn convolve(second: &Second, points: &[f32], features: &mut [f32], shape: Shape) {
-    let [rows, columns] = shape.windows();
-    assert!(features.len() == shape.features() && points.len() == POINTS * (shape.halves() + ROOM));
-    assert!(second.taps.len() == shape.groups() * POINTS * shape.first[0] * KERNEL * LANES);
-    for group in 0..shape.groups() {
-        for row in 0..rows {
+unsafe fn convolve(
+    second: &Second,
+    halves: &[f32],
+    (kept, along, points): (&[(u16, usize)], &mut [f32], &mut [f32]),
+    features: &mut [f32],
+    shape: Shape,
+) {
+    let ([rows, columns], wide, narrow) = (shape.windows(), shape.wide(), shape.narrow());
+    let stride = narrow + LANES;
+    assert!(features.len() == shape.features() && halves.len() == shape.halves());
+    assert!(kept.len() == wide / LANES && kept.iter().all(|&(_, place)| place <= narrow));
+    assert!(along.len() == POINTS * POINTS * stride && points.len() == POINTS * POINTS * narrow);
+    assert!(second.taps.len() == shape.groups() * POINTS * shape.first[0] * POINTS * LANES);
+    // Where of the rows a window needs, each is.
+    let place = |row: usize| row % POINTS * POINTS * stride;
+    let fill = |along: &mut [f32], rows: Range<usize>| {
+        for row in rows {
+            let even = &halves[row * 2 * wide..][..2 * wide + ROOM];
+            along_row(even, kept, &mut along[place(row)..][..POINTS * stride]);
+        }
+    };
+    fill(along, 0..POINTS);
+    for row in 0..rows {
+        for point in 0..POINTS {
+            for at in (0..narrow).step_by(LANES) {
+                // SAFETY: the lengths were checked above.
+                unsafe {
+                    let mut d = [_mm512_setzero_ps(); POINTS];
+                    for (index, d) in d.iter_mut().enumerate() {
+                        *d = _mm512_load_ps(along.as_ptr().add(place(2 * row + index) + point * stride + at));
+                    }
+                    for (column, found) in transform(&d).into_iter().enumerate() {
+                        let to = (point * POINTS + column) * narrow + at;
+                        _mm512_store_ps(points.as_mut_ptr().add(to), found);
+                    }
+                }
+            }
+        }
+        // Those of the next windows, well before they are read.
+        if row + 1 < rows {
+            fill(along, 2 * row + POINTS..2 * row + POINTS + 2);
+        }
+        for group in 0..shape.groups() {
             let mut column = 0;
             while column < columns {
                 let into = &mut features[((group * rows + row) * columns + column) * LANES..];
-                let place = [group, row, column];
+                let place = [group, column];
                 // SAFETY: the lengths were checked above.
                 column += unsafe {
                     match columns - column {
@@ -564,63 +675,81 @@ unsafe fn convolve(second: &Second, points: &[f32], features: &mut [f32], shape:
     }
 }
 
+/// A row at the points along it: of each pair of columns six numbers, from it and the two pairs behind it, where a window begins there.
+#[target_feature(enable = "avx512f")]
+fn along_row(halves: &[f32], kept: &[(u16, usize)], along: &mut [f32]) {
+    let (wide, stride) = (kept.len() * LANES, along.len() / POINTS);
+    assert!(halves.len() == 2 * wide + ROOM);
+    for (vector, &(mask, place)) in kept.iter().enumerate() {
+        assert!(place + LANES <= stride);
+        // SAFETY: there is room for two numbers behind the last; the place was checked above.
+        unsafe {
+            let even = halves.as_ptr().add(vector * LANES);
+            let mut d = [_mm512_setzero_ps(); POINTS];
+            for (index, d) in d.iter_mut().enumerate() {
+                *d = _mm512_loadu_ps(even.add(index % 2 * wide + index / 2));
+            }
+            for (point, found) in transform(&d).into_iter().enumerate() {
+                // What is written behind those kept is overwritten by the next, or read by nobody.
+                let to = along.as_mut_ptr().add(point * stride + place);
+                _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, found));
+            }
+        }
+    }
+}
+
 #[target_feature(enable = "avx512f")]
 unsafe fn windows<const N: usize>(
     second: &Second,
     points: &[f32],
     into: &mut [f32],
     shape: Shape,
-    [group, row, column]: [usize; 3],
+    [group, column]: [usize; 2],
 ) -> usize {
-    let (inputs, height, half) = (shape.first[0], shape.pooled()[0], shape.half());
-    let stride = shape.halves() + ROOM;
+    let (inputs, columns, narrow) = (shape.first[0], shape.windows()[1], shape.narrow());
     assert!(into.len() >= N * LANES);
     let zero = _mm512_setzero_ps();
-    // Zeros would be written for nothing.
-    let mut products = [[[MaybeUninit::<__m512>::uninit(); N]; 2]; POINTS];
-    // SAFETY: row `2 row + 1 + 4` is one of the pooled ones, and `column + N` windows are there.
+    // Of each point along the rows, two rows of outputs. Zeros would be written for nothing.
+    let mut found = [[[MaybeUninit::<__m512>::uninit(); N]; 2]; POINTS];
+    // SAFETY: `column + N` windows are there.
     unsafe {
-        for (point, products) in products.iter_mut().enumerate() {
-            let mut sums = [[zero; N]; 2];
+        for (point, found) in found.iter_mut().enumerate() {
+            let mut sums = [[zero; N]; POINTS];
             for input in 0..inputs {
-                let tap = (group * POINTS + point) * inputs + input;
-                let taps = second.taps.as_ptr().add(tap * KERNEL * LANES);
-                let from = points.as_ptr().add(point * stride + (input * height + 2 * row) * half + column);
-                for ky in 0..KERNEL {
-                    let w = _mm512_loadu_ps(taps.add(ky * LANES));
-                    for (lower, sums) in sums.iter_mut().enumerate() {
-                        for (n, sum) in sums.iter_mut().enumerate() {
-                            let x = _mm512_set1_ps(*from.add((ky + lower) * half + n));
-                            *sum = _mm512_fmadd_ps(w, x, *sum);
-                        }
+                let tap = ((group * POINTS + point) * inputs + input) * POINTS;
+                let taps = second.taps.as_ptr().add(tap * LANES);
+                let from = points.as_ptr().add(point * POINTS * narrow + input * columns + column);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let w = _mm512_loadu_ps(taps.add(row * LANES));
+                    for (n, sum) in sums.iter_mut().enumerate() {
+                        let x = _mm512_set1_ps(*from.add(row * narrow + n));
+                        *sum = _mm512_fmadd_ps(w, x, *sum);
                     }
                 }
             }
             // By loops: closures of `map` may not be inlined into a function with more of the processor's features.
-            for (products, sums) in products.iter_mut().zip(&sums) {
-                for (product, sum) in products.iter_mut().zip(sums) {
-                    product.write(*sum);
-                }
+            for n in 0..N {
+                let two = outputs(&[sums[0][n], sums[1][n], sums[2][n], sums[3][n], sums[4][n], sums[5][n]]);
+                found[0][n].write(two[0]);
+                found[1][n].write(two[1]);
             }
         }
-        let two = _mm512_set1_ps(2.);
         let bias = _mm512_loadu_ps(second.bias.as_ptr().add(group * LANES));
-        #[allow(clippy::needless_range_loop)] // of an inner index
         for n in 0..N {
             let mut largest = [zero; 2];
             for (lower, largest) in largest.iter_mut().enumerate() {
-                let at = |point: usize| products[point][lower][n].assume_init();
-                let (sum1, difference1) = (_mm512_add_ps(at(1), at(2)), _mm512_sub_ps(at(1), at(2)));
-                let (sum2, difference2) = (_mm512_add_ps(at(3), at(4)), _mm512_sub_ps(at(3), at(4)));
-                let left = _mm512_add_ps(at(0), _mm512_add_ps(sum1, sum2));
-                let right = _mm512_fmadd_ps(two, difference2, _mm512_add_ps(difference1, at(5)));
+                let mut products = [zero; POINTS];
+                for (product, found) in products.iter_mut().zip(&found) {
+                    *product = found[lower][n].assume_init();
+                }
+                let [left, right] = outputs(&products);
                 *largest = _mm512_max_ps(left, right);
             }
-            let mut found = _mm512_add_ps(bias, _mm512_max_ps(largest[0], largest[1]));
+            let mut most = _mm512_add_ps(bias, _mm512_max_ps(largest[0], largest[1]));
             if shape.rectified[1] {
-                found = _mm512_max_ps(found, zero);
+                most = _mm512_max_ps(most, zero);
             }
-            _mm512_storeu_ps(into.as_mut_ptr().add(n * LANES), found);
+            _mm512_storeu_ps(into.as_mut_ptr().add(n * LANES), most);
         }
     }
     N
