@@ -373,7 +373,7 @@ def main() -> None:
         + "ReLU before or after the pooling or its maximum by views, of two layouts, of chunks of "
         + ("50 to 1,000" if on_cpu else "500 to 10,000")
         + " and, for blocks, of a matrix or column after column, one setting at a time by short trials"
-        + (" on 2,500 images; glibc's allocator told to keep blocks" if on_cpu else "")
+        + (" on 2,500 images, the least of three each; glibc's allocator told to keep blocks" if on_cpu else "")
         + f", eager mode (torch.compile was not tried). PyTorch, tuned: the fastest of double "
         "backward (its first-order graph kept or not), forward over reverse and reverse over forward mode, and Pearlmutter's R-operator written out for "
         f"LeNet ('kept': what does not depend on the vector is kept). Chosen: {chosen_ways}.",
