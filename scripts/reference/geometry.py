@@ -410,11 +410,12 @@ def alternatives(peer: str, task: str, vectors: int, device: str) -> Iterator[tu
 
 
 def trial(peer: str, task: str, options: dict, choice: dict) -> float:
-    """Seconds of a piece of the task. On a CPU the least of some: what else the machine does must not choose for the peer."""
+    """Seconds of a piece of the task, on a CPU the least of TRIALS: what else the machine does must not choose the settings."""
     return min(piece(peer, task, options, choice) for _ in range(TRIALS if options["device"] == "cpu" else 1))
 
 
 def piece(peer: str, task: str, options: dict, choice: dict) -> float:
+    """Seconds of one trial."""
     gc.collect()
     on_cpu = options["device"] == "cpu"
     options = {**options, "examples": min(options["examples"], TUNED_ON)} if on_cpu else options

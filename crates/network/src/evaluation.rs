@@ -80,16 +80,20 @@ pub(crate) fn over_chunks<S>(
     let on_cpu = device == Device::Cpu;
     let count = examples.count();
     let starts: Vec<i64> = (0..count).step_by(chunk as usize).collect();
-    // A thread takes the next chunk when it is done with one: none waits for another that its core lets down.
+    // A thread takes the next chunk when it is done with one, so that none waits for another whose core is slow.
     let next = AtomicUsize::new(0);
-    let sums_of = |tensors: &[Tensor], examples: &Examples| -> Result<Vec<(usize, Vec<Sums>)>> {
+    let sums_of = |tensors: &[Tensor], examples: &Examples| -> Result<Vec<(usize, Result<Vec<Sums>>)>> {
         let _no_grad = tch::no_grad_guard();
         let mut own = own(tensors)?;
         let mut found = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(&start) = starts.get(index) else { return Ok(found) };
-            found.push((index, of(&mut own, examples, start, chunk.min(count - start))?));
+            let sums = of(&mut own, examples, start, chunk.min(count - start));
+            if sums.is_err() {
+                next.store(starts.len(), Ordering::Relaxed);
+            }
+            found.push((index, sums));
         }
     };
     let handles = || tensors.iter().map(|tensor| tensor.shallow_clone()).collect::<Vec<Tensor>>();
@@ -122,10 +126,12 @@ pub(crate) fn over_chunks<S>(
     } else {
         sums_of(&handles(), examples)?
     };
+    // Of errors the first chunk's, as with one thread: all chunks before it had been taken.
     chunks.sort_by_key(|(index, _)| *index);
-    let models = chunks.first().map_or(0, |(_, sums)| sums.len());
+    let chunks = chunks.into_iter().map(|(_, sums)| sums).collect::<Result<Vec<_>>>()?;
+    let models = chunks.first().map_or(0, Vec::len);
     let of_model = |model: usize| {
-        let all = chunks.iter().map(|(_, sums)| sums[model]);
+        let all = chunks.iter().map(|sums| sums[model]);
         all.reduce(Sums::plus).map(|sums| sums.mean(examples))
     };
     Ok((0..models).filter_map(of_model).collect())

@@ -74,7 +74,7 @@ pub fn evaluate_points(
     }
     let _no_grad = tch::no_grad_guard();
     #[cfg(target_arch = "x86_64")]
-    if let Some(plan) = plan(network, points, loss) {
+    if let Some(plan) = plan(network, points, loss)? {
         return by_plan(network, points, examples, &plan);
     }
     // Convolution and pooling in one pass are faster than such a combination in memory.
@@ -162,9 +162,13 @@ struct Plan {
 impl Plan {
     /// Whether no number of a model exceeds [`LARGEST`], for inputs of at most `largest`.
     fn is_bounded(&self, model: usize, largest: f64) -> bool {
-        let bound = self.sums[model].iter().fold(largest, |bound, sum| (bound + 1.) * sum);
+        let mut bound = largest;
+        let mut layers = self.sums[model].iter().map(|sum| {
+            bound = (bound + 1.) * sum;
+            bound
+        });
         let coordinates = &self.models[model].coordinates;
-        bound < LARGEST
+        layers.all(|bound| bound < LARGEST)
             && self.of_first.iter().all(|sum| (largest + 1.) * sum < LARGEST)
             && coordinates.iter().all(|c| f64::from(c.abs()) < LARGEST)
     }
@@ -173,7 +177,7 @@ impl Plan {
 /// The plan for networks of two blocks of convolution and 2x2 pooling, the second with kernels of 5x5, and dense layers with ReLU between;
 /// for lines and planes, in f32 on a CPU with AVX-512.
 #[cfg(target_arch = "x86_64")]
-fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
+fn plan(network: &Network, points: Points, loss: Loss) -> Result<Option<Plan>> {
     let Points { frame, coordinates, thetas } = points;
     let [
         Step::Convolution { weight: first, padding: 0 },
@@ -183,14 +187,14 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
         tail @ ..,
     ] = network.steps()
     else {
-        return None;
+        return Ok(None);
     };
     // Dense, (ReLU, dense)*: it ends in a dense layer.
     let dense = tail.iter().step_by(2).map(|step| match step {
         Step::Dense { weight } => Some(*weight),
         _ => None,
     });
-    let dense: Vec<usize> = dense.collect::<Option<_>>()?;
+    let Some(dense) = dense.collect::<Option<Vec<usize>>>() else { return Ok(None) };
     let rectified = tail.iter().skip(1).step_by(2).all(|step| *step == Step::Relu);
     let parameters = network.parameters();
     let (w1, w2) = (&parameters[*first].shape, &parameters[*second].shape);
@@ -204,7 +208,7 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
         && w2[2] as usize == kernels::KERNEL
         && coordinates[0].len() <= 2;
     if !fits {
-        return None;
+        return Ok(None);
     }
     let size = |dimension: usize| network.input()[dimension] as usize;
     let shape = kernels::Shape {
@@ -213,8 +217,7 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
         second: w2[0] as usize,
         rectified: [*rectified1, *rectified2],
     };
-    let numbers = |theta: &Tensor| theta.f_contiguous().ok();
-    let (frame, thetas) = (numbers(frame)?, numbers(thetas)?);
+    let (frame, thetas) = (frame.f_contiguous()?, thetas.f_contiguous()?);
     let count = network.count() as usize;
     let part = |theta: &'_ [f32], index: usize| -> Vec<f32> {
         let parameter = &parameters[index];
@@ -249,21 +252,30 @@ fn plan(network: &Network, points: Points, loss: Loss) -> Option<Plan> {
     let (models, sums) = in_threads(&all, model)?.into_iter().unzip();
     let outputs = network.outputs() as usize;
     let first = kernels::First::of(&views, shape);
-    Some(Plan { shape, first, models, of_first, sums, outputs })
+    Ok(Some(Plan { shape, first, models, of_first, sums, outputs }))
 }
 
-/// What `of` gives for each, by as many threads as libtorch is set to. `None` when one cannot be started, or stopped.
+/// What `of` gives for each, by as many threads as libtorch is set to.
 #[cfg(target_arch = "x86_64")]
-fn in_threads<T: Sync + Copy, R: Send>(all: &[T], of: impl Fn(T) -> R + Sync) -> Option<Vec<R>> {
+fn in_threads<T: Sync + Copy, R: Send>(all: &[T], of: impl Fn(T) -> R + Sync) -> Result<Vec<R>> {
     let share = all.len().div_ceil(tch::get_num_threads().max(1) as usize);
     let of = &of;
     let run = |some: &[T]| some.iter().map(|&one| of(one)).collect::<Vec<R>>();
-    std::thread::scope(|scope| {
-        let start = |some| Builder::new().spawn_scoped(scope, move || run(some)).ok();
-        let workers: Vec<_> = all.chunks(share).map(start).collect::<Option<_>>()?;
-        let parts = workers.into_iter().map(|worker| worker.join().ok());
-        Some(parts.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
-    })
+    let (own, others) = all.split_at(share.min(all.len()));
+    let parts: Vec<Result<Vec<R>>> = std::thread::scope(|scope| {
+        let start = |some| (some, Builder::new().spawn_scoped(scope, move || run(some)));
+        let workers: Vec<_> = others.chunks(share).map(start).collect();
+        let mut parts = vec![Ok(run(own))];
+        parts.extend(workers.into_iter().map(|(some, worker)| match worker {
+            Ok(worker) => worker.join().map_err(|_| {
+                NetworkError::Setting("a thread stopped while it prepared the models of a plane".into())
+            }),
+            // The system refused a thread.
+            Err(_) => Ok(run(some)),
+        }));
+        parts
+    });
+    Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// The largest of numbers that are not below 0; NaN if one is NaN, over which `f64::max` passes.
@@ -420,25 +432,31 @@ mod tests {
             blocks([1, 44, 31], [1, 1], 40, false, &[33, 130, 3]),
             blocks([3, 17, 90], [7, 2], 2, true, &[7, 4]),
             blocks([1, 19, 27], [2, 8], 16, true, &[3]),
+            // One window; as many numbers in a row as vectors have; a rest of four windows.
+            blocks([1, 14, 15], [16, 3], 3, true, &[2]),
+            blocks([1, 12, 72], [1, 1], 4, true, &[5]),
+            blocks([2, 14, 26], [2, 3], 5, true, &[4]),
             dense(&[6, 5, 3]),
             dense(&[16, 4]),
             Network::new("padded", &[2, 8, 6], &padded).unwrap(),
         ]
     }
 
-    /// θ, two directions, and M models on their line or plane.
+    /// θ, two directions, and M models on their line or plane: in rows, as of a grid, some from one group of models to the next.
     fn points(network: &Network, dimensions: usize, kind: Kind) -> (Tensor, Vec<Vec<f64>>, Tensor) {
+        // More than are held at once, where that costs little.
+        let models = if network.name() == "lenet" { 70 } else { 19 };
         let theta = initialise(network, 3, 0, Kind::Double, Device::Cpu).unwrap() * 1.5;
         let axes =
             [waves(&[network.count()], 0.21, Kind::Double), waves(&[network.count()], 0.57, Kind::Double)];
         let axes = axes.map(|axis| axis * 0.05);
         let frame: Vec<&Tensor> = [&theta].into_iter().chain(&axes[..dimensions]).collect();
         let frame = Tensor::stack(&frame, 0);
-        let coordinates: Vec<Vec<f64>> = (0..19)
-            .map(|m| (0..dimensions).map(|d| f64::from((m * (3 + d as i32)) % 7 - 3) * 0.4).collect())
-            .collect();
+        let second = |m: i32| if m == 7 { -0. } else { f64::from((m + 2) / 4 % 5 - 2) * 0.4 };
+        let coordinates: Vec<Vec<f64>> =
+            (0..models).map(|m| [f64::from(m * 3 % 7 - 3) * 0.4, second(m)][..dimensions].to_vec()).collect();
         let flat: Vec<f64> = coordinates.iter().flat_map(|at| [&[1.], at.as_slice()].concat()).collect();
-        let thetas = Tensor::from_slice(&flat).view([19, -1]).matmul(&frame);
+        let thetas = Tensor::from_slice(&flat).view([i64::from(models), -1]).matmul(&frame);
         (frame.to_kind(kind), coordinates, thetas.to_kind(kind))
     }
 
@@ -460,7 +478,11 @@ mod tests {
                             let ours = network.name() == "lenet" || network.name() == "blocks";
                             let fits = (kind, loss) == (Kind::Float, Loss::CrossEntropy);
                             let expected = ours && fits && block::available();
-                            assert_eq!(plan(&network, points, loss).is_some(), expected, "{network:?}");
+                            assert_eq!(
+                                plan(&network, points, loss).unwrap().is_some(),
+                                expected,
+                                "{network:?}"
+                            );
                         }
                         let found = evaluate_points(&network, points, &examples, loss).unwrap();
                         // In f64 by autograd's forward pass, whatever the kind.
@@ -528,9 +550,18 @@ mod tests {
             // The first layer's are the frame's too, and those of an image everybody's.
             let spoilt = frame.copy();
             let _ = spoilt.narrow(1, 0, 1).fill_(f64::NAN);
-            let all = thetas.narrow(0, 8, 11);
+            let all = thetas.narrow(0, 8, thetas.size()[0] - 8);
             let _ = all.narrow(1, 0, 1).fill_(f64::NAN);
             assert!(evaluate(&x, &spoilt, &coordinates[8..], &all).iter().all(|one| one.loss.is_nan()));
+            // A layer beyond f32's range, and one of zeros behind it: what is not finite must not become 0.
+            let (frame, _, thetas) = points(&network, 2, Kind::Float);
+            let parameters = network.parameters();
+            let (first, second) = (parameters[2].offset, parameters[4].offset - parameters[2].offset);
+            let _ = frame.get(1).narrow(0, 0, first).multiply_scalar_(1e10);
+            let one = thetas.narrow(0, 0, 1);
+            one.copy_(&(frame.get(0) + frame.get(1) * 1e29));
+            let _ = one.narrow(1, first, second).fill_(0.);
+            assert!(evaluate(&x, &frame, &[vec![1e29, 0.]], &one)[0].loss.is_nan());
             let (frame, coordinates, thetas) = points(&network, 2, Kind::Float);
             let _ = x.get(4).view([-1]).narrow(0, 512, 1).fill_(f64::NAN);
             assert!(evaluate(&x, &frame, &coordinates, &thetas).iter().all(|one| one.loss.is_nan()));

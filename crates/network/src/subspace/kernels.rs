@@ -91,7 +91,7 @@ impl Shape {
         self.first[0] * height * width
     }
 
-    /// Every other column of a pooled row that the second convolution reads.
+    /// How many even (or odd) columns of a pooled row the second convolution reads.
     fn half(self) -> usize {
         self.windows()[1] + KERNEL / 2
     }
@@ -109,10 +109,13 @@ impl Shape {
     /// The numbers of a row that a window begins with, in each vector of `wide`, and how many come before that vector.
     fn kept(self) -> Vec<(u16, usize)> {
         let (half, columns) = (self.half(), self.windows()[1]);
-        let begins = |at: &usize| *at < self.first[0] * half && at % half < columns;
+        let begins = |at: usize| at < self.first[0] * half && at % half < columns;
+        let mut before = 0;
         let of_vector = |start: usize| {
-            let lanes = (0..LANES).filter(|lane| begins(&(start + lane)));
-            (lanes.fold(0, |mask, lane| mask | 1 << lane), (0..start).filter(begins).count())
+            let lanes = (0..LANES).filter(|lane| begins(start + lane));
+            let mask = lanes.fold(0u16, |mask, lane| mask | 1 << lane);
+            before += mask.count_ones() as usize;
+            (mask, before - mask.count_ones() as usize)
         };
         (0..self.wide()).step_by(LANES).map(of_vector).collect()
     }
@@ -486,7 +489,7 @@ pub fn features(
                     let to = ((group * MODELS + number) * batch + start + index) * each;
                     // SAFETY: as above.
                     unsafe {
-                        let room = (&scratch.kept[..], &mut scratch.along[..], &mut scratch.points[..]);
+                        let room = (scratch.kept.as_slice(), &mut scratch.along, &mut scratch.points);
                         convolve(&model.second, from, room, &mut found[to..to + each], shape);
                     }
                 }
@@ -618,7 +621,7 @@ const WINDOWS: usize = 5;
 unsafe fn convolve(
     second: &Second,
     halves: &[f32],
-    (kept, along, points): (&[(u16, usize)], &mut [f32], &mut [f32]),
+    (kept, along, points): (&[(u16, usize)], &mut Aligned, &mut Aligned),
     features: &mut [f32],
     shape: Shape,
 ) {
@@ -628,7 +631,8 @@ unsafe fn convolve(
     assert!(kept.len() == wide / LANES && kept.iter().all(|&(_, place)| place <= narrow));
     assert!(along.len() == POINTS * POINTS * stride && points.len() == POINTS * POINTS * narrow);
     assert!(second.taps.len() == shape.groups() * POINTS * shape.first[0] * POINTS * LANES);
-    // Where of the rows a window needs, each is.
+    assert!(second.bias.len() == shape.groups() * LANES);
+    // Of the six rows that are there, where one is.
     let place = |row: usize| row % POINTS * POINTS * stride;
     let fill = |along: &mut [f32], rows: Range<usize>| {
         for row in rows {
@@ -640,7 +644,7 @@ unsafe fn convolve(
     for row in 0..rows {
         for point in 0..POINTS {
             for at in (0..narrow).step_by(LANES) {
-                // SAFETY: the lengths were checked above.
+                // SAFETY: the lengths were checked above; all places are multiples of a vector, in what is aligned.
                 unsafe {
                     let mut d = [_mm512_setzero_ps(); POINTS];
                     for (index, d) in d.iter_mut().enumerate() {
