@@ -556,9 +556,9 @@ mod tests {
             // A layer beyond f32's range, and one of zeros behind it: what is not finite must not become 0.
             let (frame, _, thetas) = points(&network, 2, Kind::Float);
             let parameters = network.parameters();
-            let (first, second) = (parameters[2].offset, parameters[4].offset - parameters[2].offset);
+            let (first, second) = (parameters[2].offset, parameters[2].count() + parameters[3].count());
             let _ = frame.get(1).narrow(0, 0, first).multiply_scalar_(1e10);
-            let one = thetas.narrow(0, 0, 1);
+            let mut one = thetas.narrow(0, 0, 1);
             one.copy_(&(frame.get(0) + frame.get(1) * 1e29));
             let _ = one.narrow(1, first, second).fill_(0.);
             assert!(evaluate(&x, &frame, &[vec![1e29, 0.]], &one)[0].loss.is_nan());
