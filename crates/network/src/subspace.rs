@@ -557,9 +557,11 @@ mod tests {
             let (frame, _, thetas) = points(&network, 2, Kind::Float);
             let parameters = network.parameters();
             let (first, second) = (parameters[2].offset, parameters[2].count() + parameters[3].count());
-            let _ = frame.get(1).narrow(0, 0, first).multiply_scalar_(1e10);
+            let direction = frame.get(1);
+            let _ = direction.narrow(0, 0, first).multiply_scalar_(1e10);
+            let _ = direction.narrow(0, first, network.count() - first).fill_(0.);
             let mut one = thetas.narrow(0, 0, 1);
-            one.copy_(&(frame.get(0) + frame.get(1) * 1e29));
+            one.copy_(&(frame.get(0) + direction * 1e29));
             let _ = one.narrow(1, first, second).fill_(0.);
             assert!(evaluate(&x, &frame, &[vec![1e29, 0.]], &one)[0].loss.is_nan());
             let (frame, coordinates, thetas) = points(&network, 2, Kind::Float);
