@@ -197,7 +197,7 @@ impl Experiment for Landscape {
   landscape --module mine.pt --data mine.npz      a TorchScript module of your own, with data of your own
   landscape --resume                              after Ctrl-C or a crash: finished points are kept";
     const FLAGS: &'static [Flag] = &[NETWORK, WEIGHTS, MODULE, DATA, SURFACE];
-    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 560.), ("fine", 990.), ("quick", 19.)];
+    const SECONDS: &'static [(&'static str, f64)] = &[("paper", 306.), ("fine", 442.), ("quick", 19.)];
     const PRESETS: &'static str = include_str!("../../../configs/landscape.toml");
     type Settings = Settings;
 
