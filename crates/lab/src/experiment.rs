@@ -1,6 +1,7 @@
 //! What an experiment is, and the way from its command line to its run's folder.
 
 use crate::command::{Arguments, Flag};
+use crate::panics::{self, caught};
 use crate::progress::Progress;
 use crate::run::{Interrupted, Run};
 use crate::settings::resolve;
@@ -124,6 +125,7 @@ fn command<E: Experiment>() -> clap::Command {
 
 /// The whole of an experiment's binary.
 pub fn main<E: Experiment>() -> ExitCode {
+    panics::keep();
     allocator::keep_large_blocks();
     let command = command::<E>().bin_name(E::NAME);
     match Arguments::read(&command.get_matches(), E::FLAGS) {
@@ -155,7 +157,11 @@ fn run<E: Experiment>(arguments: &Arguments) -> Ending {
 
 pub(crate) fn complain(error: &anyhow::Error) {
     // One sentence: what was attempted, then the cause.
-    eprintln!("error: {error:#}");
+    match panics::take() {
+        // Of a thread that stopped.
+        Some(cause) => eprintln!("error: {error:#}: {cause}"),
+        None => eprintln!("error: {error:#}"),
+    }
 }
 
 /// To stdout, whose reader may have gone away (`… | head`): no failure, and no panic.
@@ -389,7 +395,7 @@ fn command_of_one(all: &[String], name: &str, data_set: bool) -> Vec<String> {
 
 fn execute<E: Experiment>(settings: &E::Settings, run: &Run) -> u8 {
     let start = Instant::now();
-    let result = E::run(settings, run);
+    let result = caught(|| E::run(settings, run));
     let (status, code) = match &result {
         Ok(_) => (Status::Finished, OK),
         Err(error) if error.is::<Interrupted>() => (Status::Interrupted, INTERRUPTED),

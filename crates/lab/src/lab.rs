@@ -3,6 +3,7 @@
 use crate::EXPERIMENTS;
 use crate::command::Arguments;
 use crate::experiment::{Entry, FAILED, INTERRUPTED, OK, USAGE, complain, print, wrapped_table};
+use crate::panics;
 use crate::settings::nearest;
 use anyhow::{Result, bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -17,6 +18,7 @@ const SHEET_COLUMNS: u32 = 3;
 
 /// The whole of `lab`'s binary.
 pub fn main() -> ExitCode {
+    panics::keep();
     allocator::keep_large_blocks();
     let matches = command().get_matches();
     let code = match matches.subcommand() {

@@ -10,6 +10,7 @@ mod fitting;
 mod images;
 pub mod lab;
 mod module;
+mod panics;
 mod parallel;
 mod progress;
 mod run;

@@ -1,5 +1,6 @@
 //! Independent jobs side by side.
 
+use crate::panics::caught;
 use anyhow::{Result, anyhow};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 ///
 /// A context is what a thread needs for itself (tensors are handles that cannot be shared, only cloned). On a CPU, each
 /// thread computes alone: two models with one thread each are faster than one with two, and the numbers cannot depend on
-/// how many threads there are. After an error, no further job begins; the first error in the jobs' order is returned.
+/// how many threads there are. After an error, or a panic, no further job begins; the first error in the jobs' order is returned.
 pub fn in_parallel<C: Send, J: Sync, T: Send>(
     contexts: Vec<C>,
     jobs: &[J],
@@ -25,7 +26,7 @@ pub fn in_parallel<C: Send, J: Sync, T: Send>(
                 while !failed.load(Ordering::Relaxed) {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(job) = jobs.get(index) else { break };
-                    let result = work(&mut context, job);
+                    let result = caught(|| work(&mut context, job));
                     failed.fetch_or(result.is_err(), Ordering::Relaxed);
                     if let Ok(mut place) = results[index].lock() {
                         *place = Some(result);
@@ -70,5 +71,7 @@ mod tests {
         });
         assert_eq!(error.unwrap_err().to_string(), "job 3");
         assert!(done.into_inner() < 1000);
+        let panic = in_parallel(vec![(); 2], &jobs, |(), &n| if n == 3 { panic!("job {n}") } else { Ok(()) });
+        assert!(panic.unwrap_err().to_string().contains("job 3"));
     }
 }
